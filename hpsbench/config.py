@@ -1,0 +1,309 @@
+"""What a run is: presets, TOML files and `--set` options become one frozen `Suite`.
+
+This file alone reads the environment (`environment()`), and nothing after it reads a preset again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from hpsbench.errors import ConfigError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+KEY_STREAMS = ("repeated", "uniform", "zipf", "hot")
+PROTOCOLS = ("http", "grpc")
+
+
+def _require(condition: bool, field_name: str, value: object, rule: str) -> None:
+    if not condition:
+        raise ConfigError(
+            f"{field_name} is {value!r}, and must be {rule}",
+            hint=f"set it in the preset file, or pass --set {field_name}=VALUE",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableConfig:
+    """The embedding table that all categorical slots share: `num_embeddings` x `embedding_dim` float32."""
+
+    num_embeddings: int
+    embedding_dim: int = 128
+    seed: int = 20230329
+
+    def __post_init__(self) -> None:
+        _require(self.num_embeddings >= 1, "tables.num_embeddings", self.num_embeddings, "at least 1")
+        _require(self.embedding_dim >= 1, "tables.embedding_dim", self.embedding_dim, "at least 1")
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the rows, once."""
+        return self.num_embeddings * self.embedding_dim * 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class DlrmConfig:
+    """The dense part of DLRM; the bottom MLP ends in one more layer of `embedding_dim` units."""
+
+    num_slots: int = 26
+    num_numerical: int = 13
+    bottom_mlp: tuple[int, ...] = (512, 256)
+    top_mlp: tuple[int, ...] = (1024, 1024, 512, 256, 1)
+    seed: int = 20230330
+
+    def __post_init__(self) -> None:
+        for name in ("num_slots", "num_numerical"):
+            _require(getattr(self, name) >= 1, f"dlrm.{name}", getattr(self, name), "at least 1")
+        for name in ("bottom_mlp", "top_mlp"):
+            widths = getattr(self, name)
+            _require(all(w >= 1 for w in widths), f"dlrm.{name}", widths, "a list of positive widths")
+        _require(self.top_mlp[-1:] == (1,), "dlrm.top_mlp", self.top_mlp, "a list that ends in 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadConfig:
+    """How each variant is asked, and for how long; times are seconds, per variant and batch size.
+
+    A launch is one fresh server. In each, every batch size is measured in `rounds` rounds, whose
+    requests alternate between the variants; `measure_s` bounds the time and `min_requests` the
+    number from below.
+    """
+
+    batch_sizes: tuple[int, ...]
+    keys: str = "repeated"
+    zipf_alpha: float = 1.05
+    protocol: str = "http"
+    concurrency: int = 1
+    launches: int = 4
+    rounds: int = 5
+    warmup_requests: int = 5
+    min_requests: int = 20
+    measure_s: float = 2.0
+    seed: int = 20230331
+
+    def __post_init__(self) -> None:
+        sizes = self.batch_sizes
+        _require(
+            bool(sizes) and all(b >= 1 for b in sizes) and len(set(sizes)) == len(sizes),
+            "load.batch_sizes", sizes, "a list of different positive sizes",
+        )  # fmt: skip
+        _require(self.keys in KEY_STREAMS, "load.keys", self.keys, "one of " + ", ".join(KEY_STREAMS))
+        _require(
+            self.protocol in PROTOCOLS, "load.protocol", self.protocol,
+            "one of " + ", ".join(PROTOCOLS),
+        )  # fmt: skip
+        for name in ("concurrency", "launches", "rounds", "min_requests"):
+            _require(getattr(self, name) >= 1, f"load.{name}", getattr(self, name), "at least 1")
+        _require(
+            self.warmup_requests >= 0, "load.warmup_requests", self.warmup_requests, "0 or more"
+        )
+        for name in ("measure_s", "zipf_alpha"):
+            _require(getattr(self, name) > 0, f"load.{name}", getattr(self, name), "positive")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerConfig:
+    """Which Triton serves (`bundled`, `system` or the URL of a running one) and its deadlines."""
+
+    triton: str = "bundled"
+    startup_timeout_s: float = 120.0
+    request_timeout_s: float = 60.0
+
+    def __post_init__(self) -> None:
+        _require(
+            self.triton in ("bundled", "system") or "://" in self.triton,
+            "servers.triton", self.triton, "bundled, system or http://HOST:PORT",
+        )  # fmt: skip
+        for name in ("startup_timeout_s", "request_timeout_s"):
+            _require(getattr(self, name) > 0, f"servers.{name}", getattr(self, name), "positive")
+
+
+@dataclass(frozen=True, kw_only=True)
+class HpsConfig:
+    """The parameter server under test and the fields of its JSON file that change its speed."""
+
+    module: str = "hpsbench.hps"
+    gpucache: bool = True
+    gpucacheper: float = 0.2
+    hit_rate_threshold: float = 0.9
+
+    def __post_init__(self) -> None:
+        for name in ("gpucacheper", "hit_rate_threshold"):
+            _require(getattr(self, name) >= 0, f"hps.{name}", getattr(self, name), "0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GateConfig:
+    """When a change counts: see `hpsbench.verdict`. Thresholds are fractions (0.03 is 3%)."""
+
+    noise_threshold: float = 0.03
+    confidence: float = 0.99
+    min_launches: int = 2
+    strict: bool = False
+
+    def __post_init__(self) -> None:
+        _require(
+            0 < self.noise_threshold < 1, "gate.noise_threshold", self.noise_threshold, "in (0, 1)"
+        )
+        _require(0.5 <= self.confidence < 1, "gate.confidence", self.confidence, "in [0.5, 1)")
+        _require(self.min_launches >= 1, "gate.min_launches", self.min_launches, "at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Suite:
+    """One run, wholly described: what is served, how it is asked, and how it is judged."""
+
+    preset: str
+    tables: TableConfig
+    load: LoadConfig
+    dlrm: DlrmConfig = field(default_factory=DlrmConfig)
+    servers: ServerConfig = field(default_factory=ServerConfig)
+    hps: HpsConfig = field(default_factory=HpsConfig)
+    gate: GateConfig = field(default_factory=GateConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Environment:
+    """The environment variables that the package heeds, read once."""
+
+    ci: bool
+    cache_dir: Path
+    cxx: str
+
+
+def environment() -> Environment:
+    """Return what `CI`, `HPSBENCH_CACHE_DIR` (else `XDG_CACHE_HOME`/hpsbench) and `CXX` say."""
+    cache_home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Environment(
+        ci=os.environ.get("CI", "").lower() not in ("", "0", "false"),
+        cache_dir=Path(os.environ.get("HPSBENCH_CACHE_DIR") or Path(cache_home) / "hpsbench"),
+        cxx=os.environ.get("CXX") or "g++",
+    )
+
+
+def preset_names() -> list[str]:
+    """Return the names of the presets that come with the package, sorted."""
+    folder = resources.files("hpsbench") / "presets"
+    return sorted(p.name[: -len(".toml")] for p in folder.iterdir() if p.name.endswith(".toml"))
+
+
+def load_suite(preset: str, overrides: Sequence[str] = ()) -> Suite:
+    """Return the `Suite` of a preset's name or TOML path, with `section.field=value` overrides.
+
+    Values are TOML; a bare word is a string. Raises ConfigError for an unknown preset, section,
+    field or a value of the wrong type, naming the nearest known one.
+    """
+    settings = _read_preset(preset)
+    for override in overrides:
+        section, name, value = _parse_override(override)
+        settings.setdefault(section, {})[name] = value
+    return _suite(preset, settings)
+
+
+def _read_preset(preset: str) -> dict[str, dict[str, Any]]:
+    if preset in preset_names():
+        text = (resources.files("hpsbench") / "presets" / f"{preset}.toml").read_text("utf-8")
+    elif preset.endswith(".toml"):
+        try:
+            text = Path(preset).read_text("utf-8")
+        except OSError as error:
+            raise ConfigError(
+                f"preset file {preset}: {error.strerror}",
+                hint="give the path of a TOML file, or one of " + ", ".join(preset_names()),
+            ) from error
+    else:
+        raise ConfigError(
+            f"unknown preset {preset!r}",
+            hint=f"{_nearest(preset, preset_names())}; a path that ends in .toml works too",
+        )
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"preset {preset} is no TOML: {error}", hint="mend that line") from error
+
+
+def _parse_override(override: str) -> tuple[str, str, Any]:
+    path, equals, text = override.partition("=")
+    section, dot, name = path.strip().partition(".")
+    if not (equals and dot and section and name):
+        raise ConfigError(
+            f"--set {override!r} is not SECTION.FIELD=VALUE",
+            hint="for example --set load.batch_sizes='[32, 256]'",
+        )
+    try:
+        return section, name, tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return section, name, text.strip()
+
+
+def _suite(preset: str, settings: Mapping[str, Any]) -> Suite:
+    sections = {f.name: t for f, t in _fields(Suite) if dataclasses.is_dataclass(t)}
+    unknown = [name for name in settings if name not in sections]
+    if unknown:
+        raise ConfigError(
+            f"preset {preset}: unknown section {unknown[0]!r}",
+            hint=_nearest(unknown[0], list(sections)),
+        )
+    built = {n: _section(preset, n, t, settings.get(n, {})) for n, t in sections.items()}
+    return Suite(preset=Path(preset).stem, **built)
+
+
+def _section(preset: str, section: str, cls: type, values: Any) -> Any:
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"preset {preset}: {section} is {values!r}", hint=f"write [{section}]")
+    known = {f.name: (f, t) for f, t in _fields(cls)}
+    arguments = {}
+    for name, value in values.items():
+        if name not in known:
+            raise ConfigError(
+                f"preset {preset}: unknown field {section}.{name}",
+                hint=_nearest(name, list(known), prefix=f"{section}."),
+            )
+        arguments[name] = _convert(f"{section}.{name}", known[name][1], value)
+    for name, (fld, _) in known.items():
+        required = (
+            fld.default is dataclasses.MISSING and fld.default_factory is dataclasses.MISSING
+        )
+        if required and name not in arguments:
+            raise ConfigError(
+                f"preset {preset}: {section}.{name} is missing",
+                hint=f"add it below [{section}], or pass --set {section}.{name}=VALUE",
+            )
+    return cls(**arguments)
+
+
+def _convert(path: str, wanted: Any, value: Any) -> Any:
+    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if wanted == tuple[int, ...]:
+        if isinstance(value, list) and all(type(v) is int for v in value):
+            return tuple(value)
+        raise ConfigError(f"{path} is {value!r}", hint="write a list of integers: [32, 256]")
+    if type(value) is not wanted:
+        raise ConfigError(
+            f"{path} is {value!r}, a {type(value).__name__}", hint=f"write a {wanted.__name__}"
+        )
+    return value
+
+
+def _fields(cls: type) -> list[tuple[dataclasses.Field[Any], Any]]:
+    types = get_type_hints(cls)
+    return [(f, types[f.name]) for f in dataclasses.fields(cls)]
+
+
+def _nearest(word: str, known: Sequence[str], prefix: str = "") -> str:
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    if close:
+        return f"did you mean {prefix}{close[0]}? Known: {', '.join(known)}"
+    return f"known: {', '.join(known)}"

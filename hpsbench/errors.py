@@ -1,0 +1,51 @@
+"""What can go wrong, said so that a reader knows what, where and what to do next."""
+
+from __future__ import annotations
+
+
+class BenchError(Exception):
+    """A problem that the user can act on: `problem` says what and where, `hint` what to do."""
+
+    def __init__(self, problem: str, *, hint: str) -> None:
+        super().__init__(problem)
+        self.problem = problem
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.problem}\n  hint: {self.hint}"
+
+
+class ConfigError(BenchError):
+    """An option, a preset or a configuration file asks for something that cannot be."""
+
+
+class TableError(BenchError):
+    """An embedding table or a sparse-model folder is missing, truncated or too large."""
+
+
+class HpsError(BenchError):
+    """The parameter server cannot be configured, initialised or asked this way."""
+
+
+class NativeBuildError(BenchError):
+    """The native library could not be compiled or loaded."""
+
+
+class ServerError(BenchError):
+    """Triton could not be found, started, reached or kept alive."""
+
+
+class ServerNotReady(ServerError):
+    """Triton runs, and was not ready before its deadline."""
+
+
+class ServerDied(ServerError):
+    """The Triton process ended while it was needed."""
+
+
+class RequestError(BenchError):
+    """A request was refused, or its answer cannot be understood."""
+
+
+class BaselineError(BenchError):
+    """A stored baseline cannot be read, written or understood."""

@@ -1,0 +1,1 @@
+"""DLRM, its variants, and the Triton model repository that serves them."""

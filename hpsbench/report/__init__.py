@@ -1,0 +1,1 @@
+"""Measurements and verdicts as a reader wants them; no mathematics here."""

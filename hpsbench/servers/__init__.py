@@ -1,0 +1,1 @@
+"""Triton: found, started, watched, asked for its statistics, and stopped whatever happens."""

@@ -1,1 +1,1 @@
-"""Requests: encoded once, sent on a schedule, recorded. This room never sees a server's process."""
+"""Asking servers, and writing down when each request left and came back."""

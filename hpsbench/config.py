@@ -36,14 +36,16 @@ def _require(condition: bool, field_name: str, value: object, rule: str) -> None
 
 @dataclass(frozen=True, kw_only=True)
 class TableConfig:
-    """The embedding table that all categorical slots share: `num_embeddings` x `embedding_dim` float32."""
+    """The one embedding table of all slots: `num_embeddings` rows of `embedding_dim` float32."""
 
     num_embeddings: int
     embedding_dim: int = 128
     seed: int = 20230329
 
     def __post_init__(self) -> None:
-        _require(self.num_embeddings >= 1, "tables.num_embeddings", self.num_embeddings, "at least 1")
+        _require(
+            self.num_embeddings >= 1, "tables.num_embeddings", self.num_embeddings, "at least 1"
+        )
         _require(self.embedding_dim >= 1, "tables.embedding_dim", self.embedding_dim, "at least 1")
 
     @property
@@ -67,7 +69,9 @@ class DlrmConfig:
             _require(getattr(self, name) >= 1, f"dlrm.{name}", getattr(self, name), "at least 1")
         for name in ("bottom_mlp", "top_mlp"):
             widths = getattr(self, name)
-            _require(all(w >= 1 for w in widths), f"dlrm.{name}", widths, "a list of positive widths")
+            _require(
+                all(w >= 1 for w in widths), f"dlrm.{name}", widths, "a list of positive widths"
+            )
         _require(self.top_mlp[-1:] == (1,), "dlrm.top_mlp", self.top_mlp, "a list that ends in 1")
 
 
@@ -98,7 +102,9 @@ class LoadConfig:
             bool(sizes) and all(b >= 1 for b in sizes) and len(set(sizes)) == len(sizes),
             "load.batch_sizes", sizes, "a list of different positive sizes",
         )  # fmt: skip
-        _require(self.keys in KEY_STREAMS, "load.keys", self.keys, "one of " + ", ".join(KEY_STREAMS))
+        _require(
+            self.keys in KEY_STREAMS, "load.keys", self.keys, "one of " + ", ".join(KEY_STREAMS)
+        )
         _require(
             self.protocol in PROTOCOLS, "load.protocol", self.protocol,
             "one of " + ", ".join(PROTOCOLS),
@@ -272,9 +278,7 @@ def _section(preset: str, section: str, cls: type, values: Any) -> Any:
             )
         arguments[name] = _convert(f"{section}.{name}", known[name][1], value)
     for name, (fld, _) in known.items():
-        required = (
-            fld.default is dataclasses.MISSING and fld.default_factory is dataclasses.MISSING
-        )
+        required = fld.default is dataclasses.MISSING and fld.default_factory is dataclasses.MISSING
         if required and name not in arguments:
             raise ConfigError(
                 f"preset {preset}: {section}.{name} is missing",

@@ -17,9 +17,7 @@ def test_blocks_are_the_whole_table_in_order() -> None:
     table = np.concatenate(list(row_blocks(TABLE)))
     assert table.shape == (TABLE.num_embeddings, 4)
     assert table.dtype == np.float32
-    np.testing.assert_array_equal(
-        table, embedding_rows(TABLE, np.arange(TABLE.num_embeddings))
-    )
+    np.testing.assert_array_equal(table, embedding_rows(TABLE, np.arange(TABLE.num_embeddings)))
 
 
 @given(st.lists(st.integers(0, TABLE.num_embeddings - 1), max_size=20))
@@ -28,11 +26,12 @@ def test_rows_of_any_keys_equal_the_table(keys: list[int]) -> None:
     np.testing.assert_array_equal(embedding_rows(TABLE, keys), table[keys])
 
 
-def test_rows_are_spread_as_the_published_model_is() -> None:
-    table = np.concatenate(list(row_blocks(TABLE)))
-    bound = TABLE.num_embeddings**-0.5
-    assert -bound <= table.min() < -0.99 * bound
-    assert 0.99 * bound < table.max() <= bound
+@pytest.mark.parametrize("dim", [4, 128])
+def test_the_dot_product_of_two_rows_has_unit_variance(dim: int) -> None:
+    rows = next(row_blocks(TableConfig(num_embeddings=10_000, embedding_dim=dim)))
+    products = np.einsum("ij,ij->i", rows[::2], rows[1::2])
+    assert products.var() == pytest.approx(1.0, rel=0.1)
+    assert products.mean() == pytest.approx(0.0, abs=0.05)
 
 
 def test_another_seed_is_another_table() -> None:

@@ -1,0 +1,106 @@
+"""From a `Suite` to a model repository that Triton can serve: tables first, then each variant."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from hpsbench.config import Suite
+from hpsbench.hps.sparse_model import SparseModel, open_sparse_model, write_sparse_model
+from hpsbench.models.dlrm import DlrmWeights, seeded_weights
+from hpsbench.models.repository import ModelRepository
+from hpsbench.tables import row_blocks
+
+if TYPE_CHECKING:
+    import keras
+
+    from hpsbench.models.variants import Variant
+
+#: The name of the model, and of its one table, in the parameter server's configuration.
+HPS_MODEL = "dlrm"
+
+
+@dataclass(frozen=True)
+class Build:
+    """What every variant is exported from: one table on disk and one set of dense weights."""
+
+    suite: Suite
+    folder: Path
+    repository: ModelRepository
+
+    @property
+    def ps_config_file(self) -> Path:
+        return self.folder / "ps.json"
+
+    @property
+    def table_folder(self) -> Path:
+        return self.folder / "table"
+
+    @cached_property
+    def weights(self) -> DlrmWeights:
+        return seeded_weights(self.suite.dlrm, self.suite.tables.embedding_dim)
+
+    @cached_property
+    def table(self) -> SparseModel:
+        """The keys and rows, memory-mapped."""
+        return open_sparse_model(self.table_folder, self.suite.tables.embedding_dim)
+
+    @cached_property
+    def dense(self) -> keras.Model:
+        """The dense part as a Keras model, shared by the variants that hold one."""
+        from hpsbench.models.keras_dlrm import dense_model
+
+        return dense_model(self.suite.dlrm, self.weights, self.suite.tables.embedding_dim)
+
+    def rows(self, keys: npt.NDArray[np.integer]) -> npt.NDArray[np.float32]:
+        """Return float32[keys.shape + (dim,)], for the NumPy reference."""
+        return np.asarray(self.table.rows[keys])
+
+
+def build_repository(
+    suite: Suite,
+    variants: Iterable[Variant],
+    folder: Path,
+    *,
+    progress: Callable[[str], None] = lambda text: None,
+) -> Build:
+    """Write the table, the parameter server's configuration and every variant below `folder`."""
+    build = Build(suite, folder, ModelRepository(folder / "repository"))
+    progress(f"writing {suite.tables.num_embeddings:,} rows x {suite.tables.embedding_dim}")
+    keys = np.arange(suite.tables.num_embeddings, dtype=np.int64)
+    write_sparse_model(build.table_folder, keys, row_blocks(suite.tables))
+    build.ps_config_file.write_text(json.dumps(ps_configuration(build), indent=2))
+    for variant in variants:
+        progress(f"exporting {variant.name}")
+        variant.export(build)
+    return build
+
+
+def ps_configuration(build: Build) -> dict[str, object]:
+    """Return the parameter server's JSON configuration of one DLRM table."""
+    suite = build.suite
+    return {
+        "supportlonglong": False,
+        "models": [
+            {
+                "model": HPS_MODEL,
+                "sparse_files": [str(build.table_folder)],
+                "embedding_table_names": [HPS_MODEL],
+                "embedding_vecsize_per_table": [suite.tables.embedding_dim],
+                "maxnum_catfeature_query_per_table_per_sample": [suite.dlrm.num_slots],
+                "default_value_for_each_table": [0.0],
+                "deployed_device_list": [0],
+                "max_batch_size": max(suite.load.batch_sizes),
+                "gpucache": suite.hps.gpucache,
+                "gpucacheper": suite.hps.gpucacheper,
+                "hit_rate_threshold": suite.hps.hit_rate_threshold,
+            }
+        ],
+    }

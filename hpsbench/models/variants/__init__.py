@@ -1,0 +1,87 @@
+"""The variants: every way to serve the one DLRM, a file each.
+
+A new variant is a new module here that defines `VARIANT`; nothing else names it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from hpsbench.config import Suite
+from hpsbench.errors import ConfigError
+from hpsbench.models.build import Build
+from hpsbench.models.dlrm import Batch
+from hpsbench.models.repository import TensorSpec
+
+
+def feature_inputs(batch: Batch) -> dict[str, npt.NDArray[Any]]:
+    """Return the request's tensors under the published names."""
+    return {"categorical_features": batch.categorical, "numerical_features": batch.numerical}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """One way to serve DLRM; `name` is also the name of the Triton model that clients ask."""
+
+    name: str
+    #: As the published tables call it.
+    title: str
+    export: Callable[[Build], None]
+    #: Every model to load, steps before the ensemble that uses them.
+    models: tuple[str, ...]
+    #: The models whose server-side times add up to this variant's.
+    timed_models: tuple[str, ...]
+    inputs: Callable[[Batch], Mapping[str, npt.NDArray[Any]]] = feature_inputs
+    #: Position in tables; variants of the published benchmarks come first, in their order.
+    order: int = 100
+
+
+def registered_variants() -> dict[str, Variant]:
+    """Return every variant of this package by name, in the order of the tables."""
+    modules = [
+        importlib.import_module(f"{__name__}.{info.name}")
+        for info in pkgutil.iter_modules(__path__)
+    ]
+    variants: list[Variant] = [module.VARIANT for module in modules]
+    return {v.name: v for v in sorted(variants, key=lambda v: (v.order, v.name))}
+
+
+def select_variants(names: Sequence[str]) -> list[Variant]:
+    """Return the variants of these names in table order; all of them when `names` is empty."""
+    known = registered_variants()
+    for name in names:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            meant = f"did you mean {close[0]}? " if close else ""
+            raise ConfigError(f"unknown variant {name!r}", hint=f"{meant}Known: {', '.join(known)}")
+    return [v for n, v in known.items() if not names or n in names]
+
+
+def feature_specs(suite: Suite) -> list[TensorSpec]:
+    """Return the inputs that the published benchmark gives every DLRM."""
+    return [
+        TensorSpec("categorical_features", "TYPE_INT32", (-1, suite.dlrm.num_slots)),
+        TensorSpec("numerical_features", "TYPE_FP32", (-1, suite.dlrm.num_numerical)),
+    ]
+
+
+def feature_warm_up(suite: Suite) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of one sample's features."""
+    return {spec.name: (1, spec.dims[1]) for spec in feature_specs(suite)}
+
+
+#: The one output: float32[batch, 1] probabilities.
+OUTPUT_SPECS = (TensorSpec("output_1", "TYPE_FP32", (-1, 1)),)
+
+
+def keys_of(batch: Batch) -> npt.NDArray[np.int64]:
+    """Return int64[1, batch * slots], the keys as the `hps` model of an ensemble takes them."""
+    return batch.categorical.astype(np.int64).reshape(1, -1)

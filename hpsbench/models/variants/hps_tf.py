@@ -1,0 +1,46 @@
+"""One SavedModel whose lookup is the parameter server's `LookupLayer`."""
+
+from __future__ import annotations
+
+import importlib
+
+from hpsbench.models.build import HPS_MODEL, Build
+from hpsbench.models.variants import OUTPUT_SPECS, Variant, feature_specs, feature_warm_up
+
+
+def export(build: Build) -> None:
+    import tensorflow as tf
+
+    from hpsbench.models.keras_dlrm import dlrm_model
+    from hpsbench.models.savedmodel import export_savedmodel
+
+    suite = build.suite
+    hps = importlib.import_module(suite.hps.module)
+    lookup = hps.LookupLayer(
+        model_name=HPS_MODEL,
+        table_id=0,
+        emb_vec_size=suite.tables.embedding_dim,
+        emb_vec_dtype=tf.float32,
+        ps_config_file=str(build.ps_config_file),
+        global_batch_size=max(suite.load.batch_sizes),
+    )
+    model = dlrm_model(lookup, build.dense, suite.dlrm.num_slots)
+    export_savedmodel(model, build.repository.version_folder("hps_tf") / "model.savedmodel")
+    build.repository.add_python_model(
+        "hps_tf",
+        "tensorflow_model",
+        feature_specs(suite),
+        OUTPUT_SPECS,
+        {"import": suite.hps.module},
+        warm_up=feature_warm_up(suite),
+    )
+
+
+VARIANT = Variant(
+    name="hps_tf",
+    title="HPS plugin TF",
+    export=export,
+    models=("hps_tf",),
+    timed_models=("hps_tf",),
+    order=20,
+)

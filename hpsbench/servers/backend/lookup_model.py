@@ -1,0 +1,37 @@
+"""The `hps` model of an ensemble: keys in, embedding vectors out, without TensorFlow."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import triton_python_backend_utils as pb_utils
+
+from hpsbench.errors import BenchError
+from hpsbench.hps.lookup import open_model
+
+
+class TritonPythonModel:
+    """Serves KEYS int64[1, n], tables in order, and NUMKEYS int32[1, tables] as OUTPUT0 float32.
+
+    Parameters: `ps_config_file`, and `hps_model`, the model's name in that file.
+    """
+
+    def initialize(self, arguments: dict[str, str]) -> None:
+        parameters = json.loads(arguments["model_config"])["parameters"]
+        self._tables = open_model(
+            parameters["ps_config_file"]["string_value"], parameters["hps_model"]["string_value"]
+        )
+
+    def execute(self, requests: Sequence[Any]) -> list[Any]:
+        return [self._respond(request) for request in requests]
+
+    def _respond(self, request: Any) -> Any:
+        keys = pb_utils.get_input_tensor_by_name(request, "KEYS").as_numpy().reshape(-1)
+        num_keys = pb_utils.get_input_tensor_by_name(request, "NUMKEYS").as_numpy()[0]
+        try:
+            vectors = self._tables.lookup_flat(keys, num_keys)
+        except (BenchError, ValueError) as error:
+            return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error)))
+        return pb_utils.InferenceResponse([pb_utils.Tensor("OUTPUT0", vectors)])

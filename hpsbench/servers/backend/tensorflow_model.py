@@ -1,0 +1,54 @@
+"""A SavedModel behind Triton's Python backend: `model.savedmodel` beside `model.py`."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import numpy as np
+import tensorflow as tf
+import triton_python_backend_utils as pb_utils
+
+
+class TritonPythonModel:
+    """Runs the `serving_default` signature on each request, inputs and outputs by their names.
+
+    The parameter `import`, if any, names a module that registers the operations the model needs.
+    """
+
+    def initialize(self, arguments: dict[str, str]) -> None:
+        config = json.loads(arguments["model_config"])
+        module = config["parameters"].get("import", {}).get("string_value")
+        if module:
+            importlib.import_module(module)
+        folder = Path(arguments["model_repository"]) / arguments["model_version"]
+        # Kept: the function does not hold the variables that it reads.
+        self._loaded = tf.saved_model.load(str(folder / "model.savedmodel"))
+        self._serve = self._loaded.signatures["serving_default"]
+        self._inputs = [i["name"] for i in config["input"]]
+        self._outputs = [o["name"] for o in config["output"]]
+
+    def execute(self, requests: Sequence[Any]) -> list[Any]:
+        return [self._respond(request) for request in requests]
+
+    def _respond(self, request: Any) -> Any:
+        try:
+            inputs = {
+                name: tf.convert_to_tensor(
+                    pb_utils.get_input_tensor_by_name(request, name).as_numpy()
+                )
+                for name in self._inputs
+            }
+            outputs = self._serve(**inputs)
+            tensors = [
+                pb_utils.Tensor(name, np.asarray(outputs[name].numpy())) for name in self._outputs
+            ]
+        except tf.errors.OpError as error:
+            return pb_utils.InferenceResponse(error=pb_utils.TritonError(error.message))
+        return pb_utils.InferenceResponse(tensors)

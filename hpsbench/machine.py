@@ -1,0 +1,158 @@
+"""Which machine this is: a class that a fleet shares, and the fingerprint kept beside the figures."""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib import metadata
+from pathlib import Path
+
+import psutil
+
+#: The distributions whose version may change what is measured.
+DISTRIBUTIONS = (
+    "hpsbench", "tensorflow", "tensorflow-cpu", "keras", "numpy", "nvidia-pytriton",
+    "tritonclient", "onnxruntime", "onnxruntime-gpu",
+)  # fmt: skip
+
+_VENDORS = {"AuthenticAMD": "amd", "GenuineIntel": "intel"}
+_BRANDS = ("EPYC", "Threadripper", "Ryzen", "Xeon", "Core")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """Runs compare within one `cls`; `fingerprint` is hardware and system, `versions` software."""
+
+    cls: str
+    fingerprint: Mapping[str, str]
+    versions: Mapping[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gpu:
+    """One NVIDIA GPU, as its driver names it."""
+
+    name: str
+    memory_bytes: int
+    driver: str
+
+
+@lru_cache(maxsize=1)
+def this_machine() -> Machine:
+    """Return the machine that this process runs on.
+
+    It is classed by its GPU where one is found and TensorFlow can use it, else by its CPU.
+    """
+    cpuinfo = _read("/proc/cpuinfo")
+    cores = usable_cores(_read("/sys/fs/cgroup/cpu.max"))
+    gpus = find_gpus()
+    versions = installed_versions()
+    fingerprint = {
+        "cpu": _field(cpuinfo, "model name") or platform.machine(),
+        "cores": str(cores),
+        "memory_gib": f"{psutil.virtual_memory().total / 2**30:.1f}",
+        "kernel": platform.release(),
+        "system": platform.system(),
+    }
+    if gpus:
+        fingerprint["gpu"] = ", ".join(gpu.name for gpu in gpus)
+        fingerprint["gpu_memory_gib"] = f"{gpus[0].memory_bytes / 2**30:.1f}"
+        fingerprint["gpu_driver"] = gpus[0].driver
+    by_gpu = bool(gpus) and "tensorflow-cpu" not in versions
+    return Machine(
+        cls=gpu_class(gpus[0].name) if by_gpu else cpu_class(cpuinfo, cores),
+        fingerprint=fingerprint,
+        versions=versions,
+    )
+
+
+def cpu_class(cpuinfo: str, cores: int) -> str:
+    """Return `cpu-<vendor>-<brand>-fam<family>-mod<model>-<cores>c` from the text of /proc/cpuinfo."""
+    vendor = _field(cpuinfo, "vendor_id")
+    if vendor is not None:
+        name = _field(cpuinfo, "model name") or ""
+        brand = next((b for b in _BRANDS if re.search(rf"\b{b}\b", name)), "")
+        parts = [
+            _VENDORS.get(vendor, vendor),
+            brand,
+            f"fam{_field(cpuinfo, 'cpu family')}",
+            f"mod{_field(cpuinfo, 'model')}",
+        ]
+    elif (implementer := _field(cpuinfo, "CPU implementer")) is not None:
+        parts = ["arm", implementer, str(_field(cpuinfo, "CPU part"))]
+    else:
+        parts = [platform.machine()]
+    return slug("-".join(["cpu", *filter(None, parts), f"{cores}c"]))
+
+
+def gpu_class(name: str) -> str:
+    """Return `gpu-nvidia-h100-80gb-hbm3` for `NVIDIA H100 80GB HBM3`."""
+    return slug(f"gpu-{name}")
+
+
+def slug(text: str) -> str:
+    """Return `text` as a folder name: lower case, everything but letters, digits and _ as one `-`."""
+    return re.sub(r"[^a-z0-9_]+", "-", text.lower()).strip("-")
+
+
+def usable_cores(cgroup_cpu_max: str = "") -> int:
+    """Return the cores this process may use: its affinity, and the quota in a cgroup's cpu.max."""
+    cores = len(os.sched_getaffinity(0))
+    quota = re.match(r"(\d+) (\d+)", cgroup_cpu_max)
+    if quota:
+        cores = min(cores, max(1, math.ceil(int(quota[1]) / int(quota[2]))))
+    return cores
+
+
+@lru_cache(maxsize=1)
+def find_gpus() -> tuple[Gpu, ...]:
+    """Return the NVIDIA GPUs that the driver shows; none where there is no driver."""
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return ()
+    try:
+        handles = [
+            pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())
+        ]
+        driver = pynvml.nvmlSystemGetDriverVersion()
+        return tuple(
+            Gpu(
+                name=pynvml.nvmlDeviceGetName(handle),
+                memory_bytes=int(pynvml.nvmlDeviceGetMemoryInfo(handle).total),
+                driver=driver,
+            )
+            for handle in handles
+        )
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def installed_versions() -> dict[str, str]:
+    """Return the version of Python and of each of `DISTRIBUTIONS` that is installed."""
+    versions = {"python": platform.python_version()}
+    for name in DISTRIBUTIONS:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def _field(cpuinfo: str, name: str) -> str | None:
+    found = re.search(rf"^{re.escape(name)}\s*:\s*(.*?)\s*$", cpuinfo, re.MULTILINE)
+    return found[1] if found else None
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text("utf-8")
+    except OSError:
+        return ""

@@ -1,0 +1,168 @@
+"""The stored result of one session: `<folder>/<UTC timestamp>-<short id>.json`."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+
+from hpsbench import storage
+from hpsbench.baselines import Baseline, BaselineLaunch, BaselineRun
+from hpsbench.config import Suite
+from hpsbench.errors import BaselineError
+from hpsbench.machine import Machine
+from hpsbench.measurements import Measurement
+from hpsbench.verdict import Verdict
+from hpsbench.workload import Workload, benchmark_id, subject_settings, workload_of
+
+__all__ = ["Result", "Run", "baselines_of", "benchmark_id", "latest", "load", "new_run", "save"]
+
+SCHEMA_VERSION = 1
+FOLDER = Path(".hpsbench") / "runs"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What one test measured, and the verdict on it; `test` is the pytest node."""
+
+    test: str
+    measurement: Measurement
+    verdict: Verdict
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One session. `under_test` names the versions and settings that produced the figures."""
+
+    run_id: str
+    recorded_at: str
+    preset: str
+    workload: Workload
+    machine: Machine
+    under_test: Mapping[str, str]
+    results: tuple[Result, ...] = ()
+    vanished: tuple[Verdict, ...] = ()
+
+    @property
+    def verdicts(self) -> tuple[Verdict, ...]:
+        return (*(r.verdict for r in self.results), *self.vanished)
+
+
+def new_run(suite: Suite, machine: Machine) -> Run:
+    """Return a run that starts now and has measured nothing."""
+    now = datetime.now(timezone.utc)
+    return Run(
+        run_id=f"{now:%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}",
+        recorded_at=f"{now:%Y-%m-%dT%H:%M:%SZ}",
+        preset=suite.preset,
+        workload=workload_of(suite),
+        machine=machine,
+        under_test={**machine.versions, **subject_settings(suite)},
+    )
+
+
+def prepare(folder: Path) -> None:
+    """Create the folder of runs, out of git's sight, and prove that it takes files.
+
+    Raises BaselineError if it does not: better before a run is measured than after.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        storage.write_atomically(folder / ".gitignore", "*\n")
+    except OSError as error:
+        raise BaselineError(
+            f"cannot store runs in {folder}: {error.strerror or error}",
+            hint="make that folder writable",
+        ) from error
+
+
+def save(folder: Path, run: Run) -> Path:
+    """Store a run and return its file. Raises BaselineError when it cannot be written."""
+    prepare(folder)
+    path = folder / f"{run.run_id}.json"
+    try:
+        storage.write_atomically(path, storage.encode(run, schema_version=SCHEMA_VERSION))
+    except OSError as error:
+        raise BaselineError(
+            f"cannot store the run in {path}: {error.strerror or error}",
+            hint="make room there, and measure again",
+        ) from error
+    return path
+
+
+def load(path: Path) -> Run:
+    """Return the run in `path`. Raises BaselineError (see `storage.read`)."""
+    hint = "measure again; a run file is written by a benchmark session"
+    return storage.read(Run, path, schema_version=SCHEMA_VERSION, restore=hint)
+
+
+def latest(folder: Path) -> Path:
+    """Return the newest run's file. Raises BaselineError when there is none."""
+    paths = sorted(folder.glob("*.json"))
+    if not paths:
+        raise BaselineError(
+            f"no runs in {folder}", hint="measure first, for example with `tox run -e bench`"
+        )
+    return paths[-1]
+
+
+def baselines_of(run: Run) -> list[Baseline]:
+    """Return what a run would store as baselines; invalid measurements are left out."""
+    return [_baseline(run, r) for r in run.results if _counts(r.measurement)]
+
+
+def _counts(measurement: Measurement) -> bool:
+    return measurement.invalid is None and bool(measurement.launches)
+
+
+def _baseline(run: Run, result: Result) -> Baseline:
+    m = result.measurement
+    launches = tuple(
+        BaselineLaunch(
+            p10_ns=launch.p10_ns,
+            p50_ns=launch.p50_ns,
+            ratio_p10=round(launch.ratio_p10, 6),
+            ratio_p50=round(launch.ratio_p50, 6),
+        )
+        for launch in m.launches
+    )
+    stored = BaselineRun(
+        run_id=run.run_id,
+        recorded_at=run.recorded_at,
+        under_test=run.under_test,
+        fingerprint=run.machine.fingerprint,
+        launches=launches,
+    )
+    return Baseline(
+        benchmark=m.benchmark,
+        preset=run.preset,
+        variant=m.variant,
+        batch_size=m.batch_size,
+        test=result.test,
+        machine=run.machine.cls,
+        reference=m.reference,
+        workload=run.workload,
+        runs=(stored,),
+    )
+
+
+def combined(runs: Sequence[Run]) -> list[Baseline]:
+    """Return the baselines of several runs, those of one benchmark joined, oldest run first.
+
+    Raises BaselineError when two runs measured a benchmark in different ways.
+    """
+    joined: dict[tuple[str, str], Baseline] = {}
+    for baseline in (b for run in runs for b in baselines_of(run)):
+        key = (baseline.machine, baseline.benchmark)
+        first = joined.setdefault(key, baseline)
+        if first is baseline:
+            continue
+        if (first.workload, first.reference) != (baseline.workload, baseline.reference):
+            raise BaselineError(
+                f"the runs measured {baseline.benchmark} with different workloads",
+                hint="give runs of one workload at a time",
+            )
+        joined[key] = Baseline(**{**vars(first), "runs": first.runs + baseline.runs})
+    return list(joined.values())

@@ -1,0 +1,123 @@
+"""Frozen dataclasses as JSON files: written atomically, read with errors that name file and field."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import json
+import os
+import secrets
+import types
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from hpsbench.errors import BaselineError
+
+T = TypeVar("T")
+
+
+class _Mismatch(Exception):
+    """Where in a JSON value (`runs[0].launches`) and what is wrong there."""
+
+    def __init__(self, where: str, what: str) -> None:
+        super().__init__(f"{where.lstrip('.') or 'the whole'} {what}")
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a UTF-8 file that is, whenever interrupted, the old one or the new one. Raises OSError."""
+    staged = path.with_name(f".{path.name}.{secrets.token_hex(4)}.staged")
+    try:
+        write_durably(staged, text)
+        os.replace(staged, path)
+    finally:
+        staged.unlink(missing_ok=True)
+
+
+def write_durably(path: Path, text: str) -> None:
+    """Write a UTF-8 file and wait until the disk has it. Raises OSError."""
+    with path.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def encode(value: object, *, schema_version: int) -> str:
+    """Return a dataclass as indented JSON with its schema version first."""
+    assert dataclasses.is_dataclass(value)
+    assert not isinstance(value, type)
+    fields = {"schema_version": schema_version, **dataclasses.asdict(value)}
+    return json.dumps(fields, indent=2, ensure_ascii=False) + "\n"
+
+
+def read(cls: type[T], path: Path, *, schema_version: int, restore: str) -> T:
+    """Return the `cls` that `encode` wrote to `path`; `restore` is the hint for a damaged file.
+
+    Raises BaselineError when the file cannot be read, is no JSON, was written by a newer
+    hpsbench, or lacks or mistypes a field.
+    """
+    try:
+        fields = json.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise BaselineError(f"{path}: {error.strerror}", hint="check the path") from error
+    except ValueError as error:
+        raise BaselineError(f"{path} is no JSON: {error}", hint=restore) from error
+    if not isinstance(fields, dict) or type(fields.get("schema_version")) is not int:
+        raise BaselineError(f"{path} has no schema_version", hint=restore)
+    found = fields.pop("schema_version")
+    if found > schema_version:
+        raise BaselineError(
+            f"{path} has schema version {found}, and this hpsbench reads up to {schema_version}",
+            hint="upgrade hpsbench to the version that wrote it",
+        )
+    try:
+        return _decode(cls, fields, "")  # type: ignore[no-any-return]
+    except _Mismatch as error:
+        raise BaselineError(f"{path}: {error}", hint=restore) from error
+
+
+def _decode(wanted: Any, value: Any, where: str) -> Any:
+    if wanted is Any:
+        return value
+    if dataclasses.is_dataclass(wanted):
+        assert isinstance(wanted, type)
+        return _decode_dataclass(wanted, value, where)
+    origin, arguments = get_origin(wanted), get_args(wanted)
+    if origin in (Union, types.UnionType):
+        if value is None:
+            return None
+        return _decode(next(a for a in arguments if a is not type(None)), value, where)
+    if origin is tuple:
+        items = _checked(list, value, where)
+        return tuple(_decode(arguments[0], v, f"{where}[{i}]") for i, v in enumerate(items))
+    if origin is Mapping:
+        items = _checked(dict, value, where)
+        return {k: _decode(arguments[1], v, f"{where}.{k}") for k, v in items.items()}
+    if isinstance(wanted, type) and issubclass(wanted, enum.Enum):
+        if value not in {member.value for member in wanted}:
+            raise _Mismatch(where, f"is {value!r}, not one of {', '.join(m.value for m in wanted)}")
+        return wanted(value)
+    if wanted is float and type(value) is int:
+        return float(value)
+    return _checked(wanted, value, where)
+
+
+def _decode_dataclass(cls: type, value: Any, where: str) -> Any:
+    given = _checked(dict, value, where)
+    types_of = get_type_hints(cls)
+    names = [f.name for f in dataclasses.fields(cls)]
+    for unknown in sorted(given.keys() - set(names)):
+        raise _Mismatch(f"{where}.{unknown}", "is no known field")
+    for missing in (n for n in names if n not in given):
+        raise _Mismatch(f"{where}.{missing}", "is missing")
+    arguments = {n: _decode(types_of[n], given[n], f"{where}.{n}") for n in names}
+    try:
+        return cls(**arguments)
+    except ValueError as error:
+        raise _Mismatch(where, f"cannot be: {error}") from error
+
+
+def _checked(wanted: Any, value: Any, where: str) -> Any:
+    if type(value) is not wanted:
+        raise _Mismatch(where, f"is a {type(value).__name__}, not a {wanted.__name__}")
+    return value

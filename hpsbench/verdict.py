@@ -1,0 +1,283 @@
+"""Did a benchmark become slower? Pure: measurements and baselines in, a named outcome out.
+
+A launch is one observation, and launches of one session share a shift. So with m launches in the
+candidate's session and S stored sessions of k launches, the change of the mean log ratio has
+the variance
+
+    tau^2 * (1 + 1/S)  +  sigma^2 * (1/m + mean(1/k)/S)
+
+sigma is pooled over the launches within sessions. tau, the spread between sessions, is not visible
+in one stored session: it starts from `SESSION_SPREAD`, which counts as `SESSION_SPREAD_DOF`
+degrees of freedom, and is outvoted by what the stored sessions show.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean, variance
+
+from scipy.special import stdtrit
+
+from hpsbench.baselines import Baseline
+from hpsbench.config import GateConfig
+from hpsbench.measurements import Measurement
+from hpsbench.workload import Workload, changes
+
+#: Standard deviation of the log ratio between sessions before any was seen: p10, p50.
+SESSION_SPREAD = (0.015, 0.03)
+SESSION_SPREAD_DOF = 12
+#: A change of the median below this is noise, whatever `gate.noise_threshold` says of p10.
+P50_NOISE_THRESHOLD = 0.10
+
+STORE_HINT = "run `hpsbench baseline update` to store this run, and commit the files"
+
+
+class Outcome(enum.Enum):
+    """Every way a benchmark can end, the most urgent first."""
+
+    REGRESSED = "REGRESSED"
+    INVALID = "INVALID"
+    VANISHED = "VANISHED"
+    OTHER_MACHINE = "OTHER_MACHINE"
+    NO_BASELINE = "NO_BASELINE"
+    INCONCLUSIVE = "INCONCLUSIVE"
+    IMPROVED = "IMPROVED"
+    PASS = "PASS"
+
+    @property
+    def decided(self) -> bool:
+        """Whether the question was answered; what is not decided fails a strict gate."""
+        return self in (Outcome.REGRESSED, Outcome.IMPROVED, Outcome.PASS)
+
+
+HINTS = {
+    Outcome.REGRESSED: "find the cause; if it is intended, run `hpsbench baseline update`",
+    Outcome.INCONCLUSIVE: "measure again; more runs make the baseline firmer: "
+    "`hpsbench baseline update --append`",
+    Outcome.IMPROVED: "to hold the gain, run `hpsbench baseline update`",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """An outcome, in words and figures; fractions (0.03 is 3% slower), None where not compared.
+
+    `change` is of p10, `low` to `high` its confidence interval, and `limit` what it must exceed
+    to count. `text` says what was found and `hint` what to do.
+    """
+
+    outcome: Outcome
+    benchmark: str
+    text: str
+    hint: str
+    change: float | None = None
+    low: float | None = None
+    high: float | None = None
+    limit: float | None = None
+    change_p50: float | None = None
+    limit_p50: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """A change of the mean log ratio and the half width of its interval, both logs, as is `noise`."""
+
+    value: float
+    margin: float
+    noise: float
+
+    @property
+    def limit(self) -> float:
+        return max(self.noise, self.margin)
+
+    @property
+    def outcome(self) -> Outcome:
+        """REGRESSED and IMPROVED beyond the limit; INCONCLUSIVE if slower by more than noise."""
+        if self.value > self.limit:
+            return Outcome.REGRESSED
+        if self.value < -self.limit:
+            return Outcome.IMPROVED
+        if self.value > self.noise:
+            return Outcome.INCONCLUSIVE
+        return Outcome.PASS
+
+
+def compare(
+    candidate: Sequence[float],
+    baseline: Sequence[Sequence[float]],
+    *,
+    confidence: float,
+    noise_threshold: float,
+    session_spread: float,
+) -> Change:
+    """Return the change from `baseline` (ratios of launches, by session) to `candidate`'s ratios.
+
+    Raises ValueError unless some session, or the candidate, has two launches.
+    """
+    sessions = [[math.log(r) for r in session] for session in baseline]
+    launches = [math.log(r) for r in candidate]
+    means = [fmean(s) for s in sessions]
+    num_sessions = len(sessions)
+
+    within = [s for s in (*sessions, launches) if len(s) > 1]
+    launch_dof = sum(len(s) - 1 for s in within)
+    if not launch_dof:
+        raise ValueError("no session has two launches, so their spread is unknown")
+    launch_var = sum(variance(s) * (len(s) - 1) for s in within) / launch_dof
+
+    inverse_launches = fmean(1 / len(s) for s in sessions)
+    session_dof = SESSION_SPREAD_DOF + num_sessions - 1
+    session_var = session_spread**2 * SESSION_SPREAD_DOF
+    if num_sessions > 1:
+        seen = max(0.0, variance(means) - launch_var * inverse_launches)
+        session_var += seen * (num_sessions - 1)
+    session_var /= session_dof
+
+    between = session_var * (1 + 1 / num_sessions)
+    inside = launch_var * (1 / len(launches) + inverse_launches / num_sessions)
+    # Satterthwaite: the degrees of freedom of a sum of two estimated variances.
+    dof = (between + inside) ** 2 / (between**2 / session_dof + inside**2 / launch_dof)
+    margin = float(stdtrit(dof, (1 + confidence) / 2)) * math.sqrt(between + inside)
+    return Change(
+        value=fmean(launches) - fmean(means), margin=margin, noise=math.log1p(noise_threshold)
+    )
+
+
+def judge(
+    candidate: Measurement,
+    baseline: Baseline | None,
+    policy: GateConfig,
+    *,
+    workload: Workload,
+    under_test: Mapping[str, str],
+    machine: str,
+    elsewhere: Sequence[str] = (),
+) -> Verdict:
+    """Return the verdict on one measurement.
+
+    `machine` is the class measured on, and `elsewhere` the classes that have a baseline if it
+    has none. The p50 can only worsen the p10's outcome, and beyond its own, wider limit.
+    """
+    name = candidate.benchmark
+    unjudged = _unjudged(candidate, baseline, workload, machine, elsewhere)
+    if unjudged is not None:
+        return unjudged
+    assert baseline is not None
+    counts = (len(candidate.launches), baseline.num_launches)
+    if min(counts) < policy.min_launches or max(counts) < 2:
+        return Verdict(
+            outcome=Outcome.INCONCLUSIVE,
+            benchmark=name,
+            text=f"{name}: {counts[0]} launches against {counts[1]} in the baseline are too few; "
+            f"{max(2, policy.min_launches)} each are needed",
+            hint="raise load.launches, and run `hpsbench baseline update` if the baseline is short",
+        )
+    p10, p50 = (
+        compare(
+            [getattr(launch, field) for launch in candidate.launches],
+            [[getattr(launch, field) for launch in run.launches] for run in baseline.runs],
+            confidence=policy.confidence,
+            noise_threshold=noise,
+            session_spread=spread,
+        )
+        for field, noise, spread in (
+            ("ratio_p10", policy.noise_threshold, SESSION_SPREAD[0]),
+            ("ratio_p50", max(policy.noise_threshold, P50_NOISE_THRESHOLD), SESSION_SPREAD[1]),
+        )
+    )
+    outcome = p10.outcome
+    if p50.outcome in (Outcome.REGRESSED, Outcome.INCONCLUSIVE):
+        outcome = min(outcome, p50.outcome, key=list(Outcome).index)
+    return Verdict(
+        outcome=outcome,
+        benchmark=name,
+        text=_text(candidate, baseline, policy, p10, p50) + _since(baseline, under_test),
+        hint=HINTS.get(outcome, ""),
+        change=math.expm1(p10.value),
+        low=math.expm1(p10.value - p10.margin),
+        high=math.expm1(p10.value + p10.margin),
+        limit=math.expm1(p10.limit),
+        change_p50=math.expm1(p50.value),
+        limit_p50=math.expm1(p50.limit),
+    )
+
+
+def vanished(baseline: Baseline) -> Verdict:
+    """Return the verdict on a baseline whose benchmark was not there to be measured."""
+    return Verdict(
+        outcome=Outcome.VANISHED,
+        benchmark=baseline.benchmark,
+        text=f"{baseline.benchmark}: has a baseline of {baseline.recorded_at[:10]}, and no test "
+        f"measured it (it was {baseline.test})",
+        hint="bring the benchmark back; if it was renamed or removed on purpose, delete its file "
+        f"from the folder {baseline.machine} of the baselines",
+    )
+
+
+def _unjudged(
+    candidate: Measurement,
+    baseline: Baseline | None,
+    workload: Workload,
+    machine: str,
+    elsewhere: Sequence[str],
+) -> Verdict | None:
+    name = candidate.benchmark
+    if candidate.invalid is not None or not candidate.launches:
+        return Verdict(
+            outcome=Outcome.INVALID,
+            benchmark=name,
+            text=f"{name}: {candidate.invalid or 'nothing was measured'}",
+            hint="mend that and measure again; these figures count for nothing",
+        )
+    if baseline is None and elsewhere:
+        return Verdict(
+            outcome=Outcome.OTHER_MACHINE,
+            benchmark=name,
+            text=f"{name}: this machine is {machine}, and the baseline is of {', '.join(elsewhere)}",
+            hint=STORE_HINT,
+        )
+    if baseline is None:
+        return Verdict(
+            outcome=Outcome.NO_BASELINE,
+            benchmark=name,
+            text=f"{name}: no baseline for {machine}",
+            hint=STORE_HINT,
+        )
+    differences = changes(baseline.workload.settings, workload.settings)
+    if baseline.reference != candidate.reference:
+        differences.append(f"reference {baseline.reference} -> {candidate.reference}")
+    if differences:
+        return Verdict(
+            outcome=Outcome.NO_BASELINE,
+            benchmark=name,
+            text=f"{name}: the baseline is of another workload: {'; '.join(differences)}",
+            hint="measure the stored workload, or run `hpsbench baseline update` to store this one",
+        )
+    return None
+
+
+def _text(
+    candidate: Measurement, baseline: Baseline, policy: GateConfig, p10: Change, p50: Change
+) -> str:
+    runs = len(baseline.runs)
+    low, high = p10.value - p10.margin, p10.value + p10.margin
+    return (
+        f"{candidate.benchmark}: {_percent(p10.value)} against {candidate.reference} "
+        f"(p10; limit {_percent(p10.limit)}; {policy.confidence:.0%} interval {_percent(low)} to "
+        f"{_percent(high)}), p50 {_percent(p50.value)} (limit {_percent(p50.limit)}); "
+        f"{len(candidate.launches)} launches against {baseline.num_launches} in "
+        f"{runs} run{'s' if runs > 1 else ''} of {baseline.recorded_at[:10]}"
+    )
+
+
+def _since(baseline: Baseline, under_test: Mapping[str, str]) -> str:
+    newest = max(baseline.runs, key=lambda run: run.recorded_at)
+    differences = changes(newest.under_test, under_test)
+    return f"; changed since: {', '.join(differences)}" if differences else ""
+
+
+def _percent(log_change: float) -> str:
+    return f"{math.expm1(log_change):+.1%}"

@@ -1,0 +1,70 @@
+"""What is asked of a variant: the part of a `Suite` that two runs must share to be comparable."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from hpsbench.config import Suite
+
+DEFAULT_KEYS = "repeated"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workload:
+    """Flat settings, by the names that `--set` takes (`load.concurrency`)."""
+
+    settings: Mapping[str, Any]
+
+    @property
+    def digest(self) -> str:
+        """16 hexadecimal digits, equal exactly when the settings are."""
+        canonical = json.dumps(self.settings, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def workload_of(suite: Suite) -> Workload:
+    """Return tables, model and load of a suite.
+
+    How long is measured is left out: it makes figures steadier, not different. Settings of the
+    parameter server are left out too, for they are under test (`subject_settings`).
+    """
+    settings: dict[str, Any] = {
+        "load.keys": suite.load.keys,
+        "load.protocol": suite.load.protocol,
+        "load.concurrency": suite.load.concurrency,
+    }
+    if suite.load.keys == "zipf":
+        settings["load.zipf_alpha"] = suite.load.zipf_alpha
+    return Workload(
+        settings=_flat("tables", suite.tables) | _flat("dlrm", suite.dlrm) | settings,
+    )
+
+
+def subject_settings(suite: Suite) -> dict[str, str]:
+    """Return the settings whose change a verdict shall judge, as text: the server and its HPS."""
+    settings = _flat("hps", suite.hps) | {"servers.triton": suite.servers.triton}
+    return {name: str(value) for name, value in settings.items()}
+
+
+def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """Return what differs, readable and sorted: `load.concurrency 1 -> 4`."""
+    names = sorted(before.keys() | after.keys())
+    pairs = [(n, before.get(n, "none"), after.get(n, "none")) for n in names]
+    return [f"{name} {old} -> {new}" for name, old, new in pairs if old != new]
+
+
+def benchmark_id(suite: Suite, variant: str, batch_size: int) -> str:
+    """Return a benchmark's stable name: `laptop-hps_tf-b256`, or `laptop-zipf-hps_tf-b256`."""
+    keys = "" if suite.load.keys == DEFAULT_KEYS else f"{suite.load.keys}-"
+    return f"{suite.preset}-{keys}{variant}-b{batch_size}"
+
+
+def _flat(section: str, values: Any) -> dict[str, Any]:
+    # Tuples become lists, as they come back from JSON.
+    pairs = dataclasses.asdict(values).items()
+    return {f"{section}.{k}": list(v) if isinstance(v, tuple) else v for k, v in pairs}

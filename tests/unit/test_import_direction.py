@@ -15,7 +15,7 @@ PACKAGE = Path(hpsbench.__file__).parent
 ROOMS = (
     ("errors",),
     ("config",),
-    ("machine", "workspace"),
+    ("machine", "workspace", "storage", "workload"),
     ("tables",),
     ("hps",),
     ("models",),
@@ -24,6 +24,7 @@ ROOMS = (
     ("stats",),
     ("measurements",),
     ("session",),
+    ("serving",),
     ("runs",),
     ("baselines",),
     ("verdict",),

@@ -1,0 +1,113 @@
+"""The variants on a running Triton, beside the NumPy reference: what a session asks.
+
+Here models, servers and load meet; each of them knows nothing of the others.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from hpsbench.config import Suite
+from hpsbench.load.client import Client, connect
+from hpsbench.load.interleaved import Participant
+from hpsbench.models.build import Build
+from hpsbench.models.dlrm import Batch, forward, numerical_features
+from hpsbench.models.variants import Variant
+from hpsbench.servers.endpoint import Endpoint
+from hpsbench.servers.triton import TritonServer, running_triton
+from hpsbench.session import NUMPY
+from hpsbench.tables import key_stream
+
+#: Requests prepared per batch size where each is to carry other keys; then they start over.
+DISTINCT_REQUESTS = 16
+
+
+@dataclass(frozen=True)
+class ServedVariants:
+    """Variants on one running server; a `Launch` of a session."""
+
+    build: Build
+    variants: tuple[Variant, ...]
+    server: TritonServer
+
+    def endpoint(self, variant: Variant) -> Endpoint:
+        """Return where this variant answers."""
+        return self.server.endpoint(variant.name, variant.timed_models)
+
+    def client(self, variant: Variant, batches: Sequence[Batch], protocol: str = "") -> Client:
+        """Return an open client that sends these batches in turn; close it."""
+        suite = self.build.suite
+        return connect(
+            self.endpoint(variant),
+            [variant.inputs(batch) for batch in batches],
+            protocol=protocol or suite.load.protocol,
+            timeout_s=suite.servers.request_timeout_s,
+        )
+
+    def participants(self, batch_size: int) -> list[Participant]:
+        """Return every variant, and the NumPy reference, asked with the same batches."""
+        batches = request_batches(self.build.suite, batch_size)
+        served = []
+        for variant in self.variants:
+            client = self.client(variant, batches)
+            served.append(
+                Participant(
+                    name=variant.name,
+                    send=client.send,
+                    endpoint=self.endpoint(variant),
+                    statistics=self.server.statistics,
+                    close=client.close,
+                )
+            )
+        return [*served, Participant(name=NUMPY, send=numpy_dlrm(self.build, batches))]
+
+    def check_alive(self) -> None:
+        """Raise ServerDied, with the last lines of its log, unless the server still runs."""
+        self.server.check_alive()
+
+
+@contextmanager
+def served_variants(
+    build: Build, variants: Sequence[Variant], *, log: Path
+) -> Iterator[ServedVariants]:
+    """Start a fresh Triton on a built repository and yield it ready, every variant loaded."""
+    models = [model for variant in variants for model in variant.models]
+    with running_triton(build.repository.root, models, build.suite.servers, log=log) as server:
+        yield ServedVariants(build, tuple(variants), server)
+
+
+def request_batches(suite: Suite, batch_size: int) -> list[Batch]:
+    """Return the batches to send in turn: one where the keys repeat, else DISTINCT_REQUESTS."""
+    load, dlrm = suite.load, suite.dlrm
+    stream = key_stream(
+        load.keys,
+        (batch_size, dlrm.num_slots),
+        suite.tables.num_embeddings,
+        seed=load.seed,
+        zipf_alpha=load.zipf_alpha,
+    )
+    count = 1 if load.keys == "repeated" else DISTINCT_REQUESTS
+    numerical = numerical_features(batch_size, dlrm.num_numerical, seed=load.seed)
+    return [Batch(keys.astype(np.int32), numerical) for keys in itertools.islice(stream, count)]
+
+
+def numpy_answer(build: Build, batch: Batch) -> npt.NDArray[np.float32]:
+    """Return float32[batch, 1], what every variant must answer."""
+    return forward(build.weights, build.rows(batch.categorical), batch.numerical)
+
+
+def numpy_dlrm(build: Build, batches: Sequence[Batch]) -> Callable[[], None]:
+    """Return a function that runs the NumPy DLRM on the next batch, as a client's `send` would."""
+    turn = itertools.cycle(batches)
+
+    def send() -> None:
+        numpy_answer(build, next(turn))
+
+    return send

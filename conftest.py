@@ -1,0 +1,3 @@
+"""The plugins of the suite; everything else is in them."""
+
+pytest_plugins = ["hpsbench.plugin", "fixtures.serving", "fixtures.benchmarks"]

@@ -1,0 +1,53 @@
+"""The published sample request, as printed, in its own key space of 32,709,138 rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hpsbench.config import Suite, load_suite
+from hpsbench.doctor import require_memory
+from hpsbench.models.build import build_repository
+from hpsbench.models.dlrm import PUBLISHED_KEYS, published_request
+from hpsbench.models.variants import registered_variants, select_variants
+from hpsbench.serving import ServedVariants, numpy_answer, served_variants
+
+pytestmark = pytest.mark.server
+
+
+@pytest.fixture(scope="module")
+def full_key_space(smoke_suite: Suite) -> Suite:
+    """Every published row, four floats wide instead of 128, so that any machine holds them."""
+    wide = load_suite("criteo").tables.num_embeddings
+    return load_suite(
+        "smoke",
+        [
+            f"tables.num_embeddings={wide}",
+            "tables.embedding_dim=4",
+            f"servers.triton={smoke_suite.servers.triton}",
+        ],
+    )
+
+
+@pytest.fixture(scope="module")
+def served_in_full(full_key_space: Suite, work_folder: Path) -> Iterator[ServedVariants]:
+    require_memory(full_key_space)
+    variants = select_variants([])
+    build = build_repository(full_key_space, variants, work_folder / "full-key-space")
+    with served_variants(build, variants, log=work_folder / "full-key-space.log") as served:
+        yield served
+
+
+@pytest.mark.parametrize("variant_name", registered_variants())
+def test_the_published_sample_request_is_answered_as_printed(
+    served_in_full: ServedVariants, variant_name: str
+) -> None:
+    batch = published_request(served_in_full.build.suite.tables)
+    assert tuple(batch.categorical[0]) == PUBLISHED_KEYS
+    variant = next(v for v in served_in_full.variants if v.name == variant_name)
+    with served_in_full.client(variant, [batch]) as client:
+        answer = client.infer()["output_1"]
+    np.testing.assert_allclose(answer, numpy_answer(served_in_full.build, batch), atol=2e-6)

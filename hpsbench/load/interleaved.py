@@ -121,7 +121,7 @@ class Interleaved:
             raise ValueError(f"participants must have different names, not {names}")
         asked = [_Asked(p) for p in participants]
         counters = _Counters(asked, self.clock_ns, self.sleep)
-        with _no_garbage_collection():
+        with no_garbage_collection():
             costs = self._warm_up(asked, check_alive)
             repetitions = repetitions_for(
                 costs,
@@ -275,7 +275,8 @@ def _reader(participant: Participant, step: Step) -> Callable[[], ModelStatistic
 
 
 @contextmanager
-def _no_garbage_collection() -> Iterator[None]:
+def no_garbage_collection() -> Iterator[None]:
+    """Collect now, and not again before the context ends."""
     was_enabled = gc.isenabled()
     gc.collect()
     gc.disable()

@@ -47,6 +47,22 @@ class Records:
         """The number of requests that were not answered properly."""
         return int(len(self) - np.count_nonzero(self.ok))
 
+    @property
+    def duration_ns(self) -> int:
+        """From the first request sent to the last answer; 0 of no requests."""
+        return int(self.received_ns.max() - self.sent_ns.min()) if len(self) else 0
+
+    def sorted_by_sent(self) -> Records:
+        """Return the same requests in the order in which they were sent."""
+        order = np.argsort(self.sent_ns, kind="stable")
+        return Records(
+            scheduled_ns=self.scheduled_ns[order],
+            sent_ns=self.sent_ns[order],
+            received_ns=self.received_ns[order],
+            ok=self.ok[order],
+            messages=self.messages,
+        )
+
     @staticmethod
     def concatenate(parts: Sequence[Records]) -> Records:
         """Return the requests of all parts, one after the other; none of no parts."""

@@ -1,0 +1,59 @@
+"""The Hierarchical Parameter Server: embedding tables beside the model, asked by key.
+
+A drop-in for `hierarchical_parameter_server`:
+
+    import hpsbench.hps as hps
+    hps.Init(ps_config_file="ps.json", global_batch_size=1024)
+    rows = hps.LookupLayer("dlrm", 0, 128, tf.float32)(ids)
+
+Importing it does not import TensorFlow: `hpsbench.hps.lookup` serves without. But where TensorFlow
+is there, or as soon as it comes, the operation is loaded into it, so that a SavedModel that
+contains a lookup loads after `import hpsbench.hps`, whichever of the two is imported first.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from hpsbench.hps import autoload
+
+if TYPE_CHECKING:
+    from hpsbench.hps.layers import LookupLayer, MultiLookupLayer, SparseLookupLayer
+    from hpsbench.hps.session import Init, statistics
+
+__all__ = [
+    "Init",
+    "LookupLayer",
+    "MultiLookupLayer",
+    "SparseLookupLayer",
+    "load_op",
+    "statistics",
+]
+
+_HOMES = {
+    "Init": "session",
+    "LookupLayer": "layers",
+    "MultiLookupLayer": "layers",
+    "SparseLookupLayer": "layers",
+    "statistics": "session",
+}
+
+
+def load_op() -> None:
+    """Load the operation into TensorFlow now, and TensorFlow with it; again does nothing.
+
+    Raises NativeBuildError where it cannot be compiled or loaded.
+    """
+    from hpsbench.hps.op import operations
+
+    operations()
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+autoload.load_with_tensorflow(load_op)

@@ -1,0 +1,231 @@
+"""Keras layers that look embeddings up in the parameter server.
+
+They are layers of `tf.keras`: of Keras 3, or of `tf_keras` where TF_USE_LEGACY_KERAS says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from hpsbench.errors import HpsError
+from hpsbench.hps.op import operations
+
+_COMBINERS = ("mean", "sum", "sqrtn")
+
+
+class _ServedLayer(tf.keras.layers.Layer):  # type: ignore[misc]
+    """What the layers share: the model they ask, and the configuration to begin with."""
+
+    def __init__(
+        self,
+        model_name: str,
+        emb_vec_dtype: Any,
+        ps_config_file: str,
+        global_batch_size: int,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if tf.as_dtype(emb_vec_dtype) != tf.float32:
+            raise HpsError(
+                f"emb_vec_dtype is {tf.as_dtype(emb_vec_dtype).name}",
+                hint="embedding vectors are float32: pass tf.float32",
+            )
+        self.model_name = str(model_name)
+        self.emb_vec_dtype = tf.float32
+        self.ps_config_file = str(ps_config_file)
+        self.global_batch_size = _whole("global_batch_size", global_batch_size, 1)
+        operations()
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the arguments that make the same layer again."""
+        return {
+            **super().get_config(),
+            "model_name": self.model_name,
+            "emb_vec_dtype": "float32",
+            "ps_config_file": self.ps_config_file,
+            "global_batch_size": self.global_batch_size,
+        }
+
+
+class _TableLayer(_ServedLayer):
+    """A layer that asks one table."""
+
+    def __init__(
+        self,
+        model_name: str,
+        table_id: int,
+        emb_vec_size: int,
+        emb_vec_dtype: Any,
+        ps_config_file: str = "",
+        global_batch_size: int = 1,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(model_name, emb_vec_dtype, ps_config_file, global_batch_size, **kwargs)
+        self.table_id = _whole("table_id", table_id, 0)
+        self.emb_vec_size = _whole("emb_vec_size", emb_vec_size, 1)
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the arguments that make the same layer again."""
+        return {
+            **super().get_config(),
+            "table_id": self.table_id,
+            "emb_vec_size": self.emb_vec_size,
+        }
+
+    def _rows(self, ids: Any, max_norm: float | None) -> Any:
+        rows = operations().hps_lookup(
+            ids=ids,
+            model_name=self.model_name,
+            table_id=self.table_id,
+            emb_vec_size=self.emb_vec_size,
+            ps_config_file=self.ps_config_file,
+            global_batch_size=self.global_batch_size,
+        )
+        return rows if max_norm is None else tf.clip_by_norm(rows, max_norm, axes=[-1])
+
+
+class LookupLayer(_TableLayer):
+    """The rows of dense ids, as `tf.nn.embedding_lookup` gives them.
+
+    `emb_vec_dtype` is tf.float32. `ps_config_file` initialises the process when the layer first
+    runs, unless `Init` did; to make, trace and export the layer, it need not exist.
+    """
+
+    def call(self, ids: Any, max_norm: float | None = None) -> Any:
+        """Return float32[*ids.shape, emb_vec_size] for int32 or int64 `ids` of rank 1 or more.
+
+        A key that the table lacks gets the table's default. Rows longer than `max_norm` are
+        clipped to it.
+        """
+        return self._rows(_integers(ids), max_norm)
+
+    def compute_output_shape(self, input_shape: Sequence[int | None]) -> tuple[int | None, ...]:
+        """Return the shape of the output for ids of `input_shape`."""
+        return (*input_shape, self.emb_vec_size)
+
+
+class SparseLookupLayer(_TableLayer):
+    """The combined rows of sparse ids, as `tf.nn.embedding_lookup_sparse` gives them.
+
+    The arguments are those of `LookupLayer`.
+    """
+
+    def call(
+        self,
+        sp_ids: Any,
+        sp_weights: Any,
+        name: str | None = None,
+        combiner: str | None = None,
+        max_norm: float | None = None,
+    ) -> Any:
+        """Return float32[batch, emb_vec_size] for a SparseTensor `sp_ids` [batch, hotness].
+
+        `sp_weights` is None or a SparseTensor of the same indices. `combiner` is mean (the
+        default), sum or sqrtn. Rows are clipped to `max_norm` before they are combined.
+        """
+        if combiner is None:
+            combiner = "mean"
+        if combiner not in _COMBINERS:
+            raise HpsError(f"combiner is {combiner!r}", hint="pass " + ", ".join(_COMBINERS))
+        for argument, value in (("sp_ids", sp_ids), ("sp_weights", sp_weights)):
+            if not (isinstance(value, tf.SparseTensor) or (value is None and value is sp_weights)):
+                raise HpsError(
+                    f"{argument} is a {type(value).__name__}", hint="pass a SparseTensor"
+                )
+        with tf.name_scope(name or "hps_sparse_lookup"):
+            # The order of operations is that of TensorFlow, so that sums round alike.
+            segment_ids = sp_ids.indices[:, 0]
+            ids, idx = tf.unique(_integers(sp_ids.values))
+            rows = self._rows(ids, max_norm)
+            if sp_weights is None:
+                combine = {
+                    "sum": tf.sparse.segment_sum,
+                    "mean": tf.sparse.segment_mean,
+                    "sqrtn": tf.sparse.segment_sqrt_n,
+                }[combiner]
+                return combine(rows, idx, segment_ids)
+            return _weighted(tf.gather(rows, idx), sp_weights.values, segment_ids, combiner)
+
+
+class MultiLookupLayer(_ServedLayer):
+    """The rows of several dense id tensors, each from its table, in one operation.
+
+    `table_ids` and `emb_vec_sizes` have one entry per input; the rest is as in `LookupLayer`.
+    """
+
+    def __init__(
+        self,
+        model_name: str,
+        table_ids: Sequence[int],
+        emb_vec_sizes: Sequence[int],
+        emb_vec_dtype: Any,
+        ps_config_file: str = "",
+        global_batch_size: int = 1,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(model_name, emb_vec_dtype, ps_config_file, global_batch_size, **kwargs)
+        self.table_ids = [_whole("table_ids", i, 0) for i in table_ids]
+        self.emb_vec_sizes = [_whole("emb_vec_sizes", size, 1) for size in emb_vec_sizes]
+        if not self.table_ids or len(self.table_ids) != len(self.emb_vec_sizes):
+            raise HpsError(
+                f"{len(self.table_ids)} table_ids, and {len(self.emb_vec_sizes)} emb_vec_sizes",
+                hint="pass one of each per input, and at least one",
+            )
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the arguments that make the same layer again."""
+        return {
+            **super().get_config(),
+            "table_ids": self.table_ids,
+            "emb_vec_sizes": self.emb_vec_sizes,
+        }
+
+    def call(self, ids: Sequence[Any]) -> list[Any]:
+        """Return float32[*ids[i].shape, emb_vec_sizes[i]] for each i.
+
+        All ids are int32, or all int64.
+        """
+        if len(ids) != len(self.table_ids):
+            raise HpsError(
+                f"{len(ids)} id tensors, and {len(self.table_ids)} table_ids",
+                hint="pass one id tensor for each of table_ids",
+            )
+        return list(
+            operations().hps_multi_lookup(
+                ids=[_integers(tensor) for tensor in ids],
+                model_name=self.model_name,
+                table_ids=self.table_ids,
+                emb_vec_sizes=self.emb_vec_sizes,
+                ps_config_file=self.ps_config_file,
+                global_batch_size=self.global_batch_size,
+            )
+        )
+
+
+def _weighted(rows: Any, weights: Any, segment_ids: Any, combiner: str) -> Any:
+    if weights.dtype != rows.dtype:
+        weights = tf.cast(weights, rows.dtype)
+    weights = weights[:, tf.newaxis]
+    total = tf.math.segment_sum(rows * weights, segment_ids)
+    if combiner == "sum":
+        return total
+    if combiner == "mean":
+        return tf.math.divide_no_nan(total, tf.math.segment_sum(weights, segment_ids))
+    squares = tf.math.segment_sum(tf.pow(weights, 2), segment_ids)
+    return tf.math.divide_no_nan(total, tf.sqrt(squares))
+
+
+def _integers(ids: Any) -> Any:
+    ids = tf.convert_to_tensor(ids)
+    if ids.dtype not in (tf.int32, tf.int64):
+        raise HpsError(f"ids are {ids.dtype.name}", hint="pass int32 or int64 ids")
+    return ids
+
+
+def _whole(name: str, value: Any, low: int) -> int:
+    if int(value) != value or value < low:
+        raise HpsError(f"{name} is {value!r}", hint=f"pass a whole number from {low}")
+    return int(value)

@@ -1,0 +1,144 @@
+"""Embedding tables of a configured model, asked from Python without TensorFlow."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from hpsbench.errors import HpsError
+from hpsbench.hps.configuration import Configuration, ModelConfiguration, read_configuration
+from hpsbench.hps.native.bindings import NativeModel, TableSpec
+from hpsbench.hps.sparse_model import KEY_FILE, ROWS_FILE, open_sparse_model
+
+_LOG = logging.getLogger("hpsbench.hps")
+
+
+class ModelTables:
+    """The loaded tables of one model, in the order of the configuration.
+
+    Lookups may come from any number of threads. Memory is given back with the last reference.
+    """
+
+    def __init__(self, configuration: Configuration, model: ModelConfiguration) -> None:
+        if model.gpucache:
+            _LOG.info(
+                "model %s: gpucache is not available here; lookups are served from host memory",
+                model.model,
+            )
+        self.model_name = model.model
+        self.table_names = model.embedding_table_names
+        self.default_values = model.default_value_for_each_table
+        self._native = NativeModel(_table_specs(configuration, model))
+        self.embedding_dims = self._native.embedding_dims
+
+    def lookup(
+        self, table_id: int, keys: npt.ArrayLike, out: npt.NDArray[np.float32] | None = None
+    ) -> npt.NDArray[np.float32]:
+        """Return float32[*keys.shape, dim]: the rows of int64 or int32 `keys`, of any rank.
+
+        Missing keys have the table's default. `out` is written to, and returned, where given.
+        Raises HpsError for an unknown table, other keys or an unfit `out`.
+        """
+        if not 0 <= table_id < len(self.table_names):
+            raise HpsError(
+                f"model {self.model_name} has {len(self.table_names)} tables, and table_id is "
+                f"{table_id}",
+                hint="tables are numbered from 0, in the order of sparse_files",
+            )
+        keys = self._keys(keys)
+        counts = np.zeros(len(self.table_names), np.uint64)
+        counts[table_id] = keys.size
+        out = self._output(out, (*keys.shape, self.embedding_dims[table_id]))
+        self._native.lookup_flat(keys, counts, out)
+        return out
+
+    def lookup_flat(
+        self,
+        keys: npt.ArrayLike,
+        num_keys: npt.ArrayLike,
+        out: npt.NDArray[np.float32] | None = None,
+    ) -> npt.NDArray[np.float32]:
+        """Return float32[sum of dim x num_keys]: rows of all tables, one table after another.
+
+        `keys` is int64[n] or int32[n]: `num_keys[0]` keys of the first table, and so on. Raises
+        HpsError where `num_keys` has not one count per table or does not sum up to n.
+        """
+        keys = self._keys(keys)
+        counts = np.ascontiguousarray(num_keys)
+        if counts.shape != (len(self.table_names),) or counts.dtype.kind not in "iu":
+            raise HpsError(
+                f"model {self.model_name}: NUMKEYS is {counts.dtype}{list(counts.shape)}",
+                hint=f"give one count for each of its {len(self.table_names)} tables",
+            )
+        if counts.min() < 0 or counts.sum() != keys.size:
+            raise HpsError(
+                f"model {self.model_name}: NUMKEYS {counts.tolist()} and {keys.size} keys disagree",
+                hint="the counts must sum up to the number of keys",
+            )
+        out = self._output(out, (int(np.dot(counts.astype(np.int64), self.embedding_dims)),))
+        self._native.lookup_flat(keys.reshape(-1), counts.astype(np.uint64), out)
+        return out
+
+    def statistics(self) -> dict[str, dict[str, Any]]:
+        """Return each table's `TableFacts`, as a dict, by the table's name."""
+        return {
+            name: dataclasses.asdict(self._native.facts(i))
+            for i, name in enumerate(self.table_names)
+        }
+
+    def register(self, name: str) -> None:
+        """Let the TensorFlow operation ask these tables as model `name`."""
+        self._native.register(name)
+
+    def _keys(self, keys: npt.ArrayLike) -> npt.NDArray[Any]:
+        array = np.asarray(keys)
+        if array.dtype not in (np.int64, np.int32):
+            raise HpsError(
+                f"model {self.model_name}: keys are {array.dtype}", hint="pass int64 or int32 keys"
+            )
+        return np.ascontiguousarray(array).reshape(array.shape)
+
+    def _output(
+        self, out: npt.NDArray[np.float32] | None, shape: tuple[int, ...]
+    ) -> npt.NDArray[np.float32]:
+        if out is None:
+            return np.empty(shape, np.float32)
+        if out.shape != shape or out.dtype != np.float32 or not out.flags.c_contiguous:
+            raise HpsError(
+                f"model {self.model_name}: out is {out.dtype}{list(out.shape)}",
+                hint=f"pass a contiguous float32{list(shape)}, or none",
+            )
+        return out
+
+
+def open_model(ps_config_file: Path | str, model_name: str) -> ModelTables:
+    """Load one model of a configuration, for this caller alone, apart from `Init`.
+
+    Raises HpsError or TableError, as `read_configuration` and `open_sparse_model` do.
+    """
+    configuration = read_configuration(ps_config_file)
+    return ModelTables(configuration, configuration.model(model_name))
+
+
+def _table_specs(configuration: Configuration, model: ModelConfiguration) -> list[TableSpec]:
+    dims = model.embedding_vecsize_per_table
+    specs = []
+    for i, folder in enumerate(model.sparse_files):
+        sparse_model = open_sparse_model(folder, dims[i])
+        specs.append(
+            TableSpec(
+                name=model.embedding_table_names[i],
+                key_path=sparse_model.folder / KEY_FILE,
+                rows_path=sparse_model.folder / ROWS_FILE,
+                num_keys=len(sparse_model.keys),
+                embedding_dim=dims[i],
+                default_value=model.default_value_for_each_table[i],
+                fusion_group=dims[i] if configuration.fuses(model) else -1,
+            )
+        )
+    return specs

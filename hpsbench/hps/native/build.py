@@ -1,0 +1,114 @@
+"""Compiles the native libraries on first use, and keeps them in the cache folder.
+
+There are two: the core, which knows no TensorFlow, and the TensorFlow operation, which finds the
+core beside it. A library's folder is named after all that its content depends on, so it is never
+outdated; processes that need it at the same time wait for one build.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import logging
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from filelock import FileLock
+
+from hpsbench.config import environment
+from hpsbench.errors import NativeBuildError
+
+_LOG = logging.getLogger("hpsbench.hps")
+_SOURCES = Path(__file__).parent
+_CORE_SOURCES = ("core.cc", "index.cc", "lookup.cc", "table.cc", "thread_pool.cc")
+_HEADERS = ("core.h", "index.h", "table.h", "thread_pool.h")
+_FLAGS = ("-std=c++17", "-O3", "-fPIC", "-shared", "-pthread", "-fvisibility=hidden")
+_SHOWN_LINES = 12
+
+
+def core_library(extra_flags: Sequence[str] = ()) -> Path:
+    """Return the path of the core, compiled if need be; `extra_flags` are for sanitizers.
+
+    Raises NativeBuildError where there is no compiler or it fails.
+    """
+    flags = (*_FLAGS, *_architecture_flags(), *extra_flags)
+    return _library("core", "libhps_core.so", _CORE_SOURCES, flags)
+
+
+def op_library() -> Path:
+    """Return the path of the TensorFlow operation, compiled if need be. Imports TensorFlow.
+
+    Raises NativeBuildError where there is no compiler or it fails.
+    """
+    import tensorflow as tf
+
+    core = core_library()
+    flags = (
+        *_FLAGS,
+        *_architecture_flags(),
+        *(flag for flag in tf.sysconfig.get_compile_flags() if not flag.startswith("--std")),
+        *tf.sysconfig.get_link_flags(),
+        f"-L{core.parent}",
+        f"-l:{core.name}",
+        f"-Wl,-rpath,$ORIGIN/../{core.parent.name}",
+    )
+    return _library("op", "libhps_op.so", ("op.cc",), flags, depends_on=tf.__version__)
+
+
+def _architecture_flags() -> tuple[str, ...]:
+    # Not -march=native: a cache folder may be shared between machines.
+    return ("-mavx2",) if platform.machine() == "x86_64" else ()
+
+
+def _library(
+    kind: str, file_name: str, sources: Sequence[str], flags: Sequence[str], depends_on: str = ""
+) -> Path:
+    compiler = environment().cxx
+    digest = hashlib.sha256()
+    for part in (_compiler_version(compiler), depends_on, *flags):
+        digest.update(part.encode() + b"\0")
+    for name in (*_HEADERS, *sources):
+        digest.update((_SOURCES / name).read_bytes())
+    folder = environment().cache_dir / "native" / f"{kind}-{digest.hexdigest()[:20]}"
+    library = folder / file_name
+    if library.exists():
+        return library
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_suffix(".lock")):
+        if not library.exists():
+            _compile(compiler, [str(_SOURCES / name) for name in sources], flags, library)
+    return library
+
+
+def _compile(compiler: str, sources: Sequence[str], flags: Sequence[str], library: Path) -> None:
+    _LOG.info("compiling %s; this happens once", library)
+    started = time.monotonic()
+    unfinished = library.with_name(f"{library.name}.{os.getpid()}")
+    # Libraries come after the sources that need them.
+    command = [compiler, *sources, *flags, "-o", str(unfinished)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if result.returncode != 0:
+        unfinished.unlink(missing_ok=True)
+        last = "\n    ".join(result.stderr.strip().splitlines()[-_SHOWN_LINES:])
+        raise NativeBuildError(
+            f"{compiler} could not compile {library.name}; its last lines:\n    {last}",
+            hint="install or update the compiler (apt-get install g++), or name another in CXX",
+        )
+    unfinished.replace(library)
+    _LOG.info("compiled %s in %.1f s", library, time.monotonic() - started)
+
+
+@functools.cache
+def _compiler_version(compiler: str) -> str:
+    try:
+        result = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise NativeBuildError(
+            f"the native library needs a C++ compiler, and {compiler!r} does not run: {error}",
+            hint="apt-get install g++, or name another compiler in CXX",
+        ) from error
+    return result.stdout.splitlines()[0] if result.stdout else compiler

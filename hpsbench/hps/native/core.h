@@ -1,0 +1,122 @@
+// The C interface of the parameter server's core: embedding tables on the host, asked by key.
+//
+// Two callers: Python, through ctypes, and the TensorFlow operation in op.cc. Nothing here knows
+// TensorFlow or Python, so that the core can be tested, and run under a sanitizer, alone.
+//
+// Terms. A *row* is one embedding vector: `embedding_dim` float32. A *table* answers a key (any
+// int64) with its row, or with its default value repeated where no row has that key. A *model* is
+// a numbered list of tables, and immutable once loaded, so lookups take no lock.
+//
+// Threads. Every function may be called from any thread. A model lives until its last reference
+// is released; a lookup needs a reference for as long as it runs.
+//
+// Errors. A function that returns hps_status writes one line of text into `error` when the status
+// is not HPS_OK. No function throws, aborts or prints.
+#ifndef HPSBENCH_HPS_NATIVE_CORE_H_
+#define HPSBENCH_HPS_NATIVE_CORE_H_
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+#pragma GCC visibility push(default)
+
+// The values are those of absl::StatusCode, so that op.cc can hand them on.
+typedef enum {
+  HPS_OK = 0,
+  HPS_INVALID_ARGUMENT = 3,
+  HPS_NOT_FOUND = 5,
+  HPS_RESOURCE_EXHAUSTED = 8,
+  HPS_FAILED_PRECONDITION = 9,
+} hps_status;
+
+typedef struct {
+  char text[4096];  // ends in a NUL
+} hps_error;
+
+typedef struct hps_model hps_model;
+
+// One table of a model to be loaded.
+typedef struct {
+  const char* name;           // for error texts
+  const char* key_path;       // file of int64[num_keys]
+  const char* rows_path;      // file of float32[num_keys * embedding_dim]
+  uint64_t num_keys;          // 1 to 2^32 - 1
+  uint64_t embedding_dim;     // at least 1
+  float default_value;        // what a missing key is answered with, repeated
+  int32_t fusion_group;       // tables of one group share one index; -1: an index of its own
+} hps_table_spec;
+
+typedef enum {
+  HPS_INDEX_DIRECT = 0,  // the keys are one ascending range: row = key - first key
+  HPS_INDEX_HASH = 1,
+} hps_index_kind;
+
+typedef struct {
+  uint64_t num_keys;
+  uint64_t embedding_dim;
+  uint64_t index_bytes;  // of the whole index, also where a fusion group shares it
+  hps_index_kind index_kind;
+  // Since load: calls of a lookup function (or parts of one, where the caller shared it out among
+  // threads itself), keys asked, and keys answered with the default.
+  uint64_t lookups;
+  uint64_t keys;
+  uint64_t missing_keys;
+} hps_table_facts;
+
+// Maps the files, checks their sizes, builds the indices on `num_threads` threads (0: one per
+// core) and sets `*model` to a new reference. Fails where a file cannot be mapped or has another
+// size than told, and where two tables of one fusion group hold the same key. Where a key occurs
+// twice in a table, its last row counts.
+hps_status hps_model_load(const hps_table_spec* tables, int32_t num_tables, int32_t num_threads,
+                          hps_model** model, hps_error* error);
+
+void hps_model_retain(hps_model* model);
+void hps_model_release(hps_model* model);
+
+int32_t hps_model_num_tables(const hps_model* model);
+// `table` must be in [0, hps_model_num_tables(model)), here and below.
+void hps_model_table_facts(const hps_model* model, int32_t table, hps_table_facts* facts);
+
+// Writes the rows of `keys` (int64[num_keys], or int32[num_keys]) to `out`, a
+// float32[num_keys * embedding_dim], on the calling thread. `large_output` says that `out` is part
+// of a buffer beyond what caches hold, and is then written past them.
+void hps_lookup_int64(hps_model* model, int32_t table, const int64_t* keys, uint64_t num_keys,
+                      float* out, int32_t large_output);
+void hps_lookup_int32(hps_model* model, int32_t table, const int32_t* keys, uint64_t num_keys,
+                      float* out, int32_t large_output);
+
+// Looks up `num_keys[t]` keys of each table t, one table after another, from the flat `keys` into
+// the flat `out`, shared out among the threads of the model (those of hps_model_load).
+void hps_lookup_flat_int64(hps_model* model, const int64_t* keys, const uint64_t* num_keys,
+                           float* out);
+void hps_lookup_flat_int32(hps_model* model, const int32_t* keys, const uint64_t* num_keys,
+                           float* out);
+
+// The registry: models by name, for the whole process. It holds a reference of its own.
+void hps_registry_put(const char* model_name, hps_model* model);
+// Returns a new reference, or NULL.
+hps_model* hps_registry_get(const char* model_name);
+void hps_registry_clear(void);
+// Changes whenever the registry does: what was got before may be outdated then.
+uint64_t hps_registry_generation(void);
+
+// The initializer puts models into the registry when an operation runs for the first time. It
+// parses a configuration file, so Python provides it. A failure is text in `error`, and may be
+// tried again.
+typedef int32_t (*hps_initializer)(const char* model_name, const char* ps_config_file,
+                                   int64_t global_batch_size, hps_error* error);
+// NULL takes it back; then this returns only after running initializers have returned.
+void hps_set_initializer(hps_initializer initializer);
+// Calls the initializer; HPS_FAILED_PRECONDITION where there is none.
+hps_status hps_initialize(const char* model_name, const char* ps_config_file,
+                          int64_t global_batch_size, hps_error* error);
+
+#pragma GCC visibility pop
+#ifdef __cplusplus
+}
+#endif
+
+#endif  // HPSBENCH_HPS_NATIVE_CORE_H_

@@ -1,0 +1,130 @@
+// The hot path: keys in, rows out, on one thread.
+//
+// A lookup waits for memory three times: for the bucket, for the row, for the output. So keys go
+// through a pipeline: while one row is copied, rows further ahead are on their way to the cache,
+// and buckets still further ahead.
+#include <immintrin.h>
+
+#include <algorithm>
+#include <cstring>
+#include <type_traits>
+
+#include "table.h"
+
+namespace hps {
+
+namespace {
+
+constexpr uint64_t kRowsAhead = 8;
+constexpr uint64_t kBucketsAhead = 16;  // beyond the rows
+constexpr uint64_t kRing = 32;          // a power of two above both, together
+constexpr uint64_t kFloatsPerLine = 16;
+
+inline void prefetch_row(const float* row, uint64_t dim) {
+  for (uint64_t i = 0; i < dim; i += kFloatsPerLine) __builtin_prefetch(row + i);
+}
+
+// Copies `dim` floats; `kDim` is `dim` where known at compile time, else 0.
+template <uint64_t kDim, bool kStream>
+inline void copy_row(float* out, const float* row, uint64_t dim) {
+  if constexpr (kDim != 0) dim = kDim;
+  if constexpr (kStream) {
+    for (uint64_t i = 0; i < dim; i += 8) _mm256_stream_ps(out + i, _mm256_loadu_ps(row + i));
+  } else if constexpr (kDim != 0) {
+    for (uint64_t i = 0; i < dim; i += 8) _mm256_storeu_ps(out + i, _mm256_loadu_ps(row + i));
+  } else {
+    std::memcpy(out, row, dim * sizeof(float));
+  }
+}
+
+template <uint64_t kDim, bool kStream, class Key, class Index, class Row>
+void pipeline(const Index& index, const Key* keys, uint64_t n, float* out, uint64_t dim,
+              const Row& row) {
+  uint64_t buckets[kRing];
+  const float* rows[kRing];
+  constexpr uint64_t kLead = kRowsAhead + kBucketsAhead;
+  const auto locate = [&](uint64_t i) { buckets[i % kRing] = index.locate(keys[i]); };
+  const auto find = [&](uint64_t i) {
+    rows[i % kRing] = row(index.find(buckets[i % kRing], keys[i]));
+    prefetch_row(rows[i % kRing], kDim != 0 ? kDim : dim);
+  };
+  const auto copy = [&](uint64_t i) {
+    copy_row<kDim, kStream>(out + i * dim, rows[i % kRing], dim);
+  };
+  for (uint64_t i = 0; i < std::min(n, kLead); ++i) locate(i);
+  for (uint64_t i = 0; i < std::min(n, kRowsAhead); ++i) find(i);
+  uint64_t i = 0;
+  for (; i + kLead < n; ++i) {
+    locate(i + kLead);
+    find(i + kRowsAhead);
+    copy(i);
+  }
+  for (; i < n; ++i) {
+    if (i + kRowsAhead < n) find(i + kRowsAhead);
+    copy(i);
+  }
+  if constexpr (kStream) _mm_sfence();
+}
+
+}  // namespace
+
+struct Table::DirectIndex {
+  uint64_t first_key;
+  uint64_t locate(int64_t) const { return 0; }
+  uint64_t find(uint64_t, int64_t key) const { return static_cast<uint64_t>(key) - first_key; }
+};
+
+struct Table::SharedHashIndex {
+  const HashIndex& hash;
+  uint32_t first_row;
+  uint64_t locate(int64_t key) const { return hash.locate(key); }
+  // Rows of sibling tables, and kMissing, come out beyond the rows of this table.
+  uint64_t find(uint64_t bucket, int64_t key) const { return hash.find(bucket, key) - first_row; }
+};
+
+template <class Key, class Index>
+void Table::dispatch(const Index& index, const Key* keys, uint64_t n, float* out,
+                     bool large_output) {
+  uint64_t missing = 0;
+  const float* const default_row = default_row_.data();
+  const auto row = [&](uint64_t number) {
+    const bool found = number < num_keys_;
+    missing += !found;
+    return found ? rows_ + number * embedding_dim_ : default_row;
+  };
+  const uint64_t dim = embedding_dim_;
+  const bool stream =
+      large_output && dim % 8 == 0 && reinterpret_cast<uintptr_t>(out) % sizeof(__m256) == 0;
+  const auto run = [&](auto known_dim) {
+    constexpr uint64_t kDim = decltype(known_dim)::value;
+    if (stream) {
+      pipeline<kDim, true>(index, keys, n, out, dim, row);
+    } else {
+      pipeline<kDim, false>(index, keys, n, out, dim, row);
+    }
+  };
+  switch (dim) {
+    case 16: run(std::integral_constant<uint64_t, 16>()); break;
+    case 32: run(std::integral_constant<uint64_t, 32>()); break;
+    case 64: run(std::integral_constant<uint64_t, 64>()); break;
+    case 128: run(std::integral_constant<uint64_t, 128>()); break;
+    default: run(std::integral_constant<uint64_t, 0>()); break;
+  }
+  lookups_.fetch_add(1, std::memory_order_relaxed);
+  keys_.fetch_add(n, std::memory_order_relaxed);
+  if (missing != 0) missing_keys_.fetch_add(missing, std::memory_order_relaxed);
+}
+
+template <class Key>
+void Table::lookup(const Key* keys, uint64_t num_keys, float* out, bool large_output) {
+  if (hash_index_) {
+    dispatch(SharedHashIndex{*hash_index_, first_row_}, keys, num_keys, out, large_output);
+  } else {
+    dispatch(DirectIndex{static_cast<uint64_t>(first_key_)}, keys, num_keys, out, large_output);
+  }
+}
+
+template void Table::lookup(const int64_t*, uint64_t, float*, bool);
+template void Table::lookup(const int32_t*, uint64_t, float*, bool);
+
+}  // namespace hps

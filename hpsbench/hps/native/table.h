@@ -1,0 +1,110 @@
+// Tables over memory-mapped rows, and the models that they make up.
+#ifndef HPSBENCH_HPS_NATIVE_TABLE_H_
+#define HPSBENCH_HPS_NATIVE_TABLE_H_
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "core.h"
+#include "index.h"
+#include "thread_pool.h"
+
+namespace hps {
+
+// What load functions throw; the C interface turns it into a status and a text.
+struct Error {
+  hps_status status;
+  std::string text;
+};
+
+// A file's bytes, read-only, for as long as this lives.
+class MappedFile {
+ public:
+  // Throws Error unless the file can be mapped and has `num_bytes`.
+  MappedFile(const std::string& path, uint64_t num_bytes);
+  ~MappedFile();
+  MappedFile(const MappedFile&) = delete;
+  MappedFile& operator=(const MappedFile&) = delete;
+
+  const void* data() const { return data_; }
+  uint64_t num_bytes() const { return num_bytes_; }
+
+ private:
+  void* data_;
+  uint64_t num_bytes_;
+};
+
+class Table {
+ public:
+  // The index comes with `use_direct_index` or `use_hash_index`.
+  explicit Table(const hps_table_spec& spec);
+
+  const std::string& name() const { return name_; }
+  uint64_t num_keys() const { return num_keys_; }
+  uint64_t embedding_dim() const { return embedding_dim_; }
+  const MappedFile& rows() const { return rows_file_; }
+  hps_table_facts facts() const;
+
+  void use_direct_index(int64_t first_key) { first_key_ = first_key; }
+  // Rows of this table are numbered from `first_row` in `index`.
+  void use_hash_index(std::shared_ptr<const HashIndex> index, uint32_t first_row);
+
+  template <class Key>
+  void lookup(const Key* keys, uint64_t num_keys, float* out, bool large_output);
+
+ private:
+  template <class Key, class Index>
+  void dispatch(const Index& index, const Key* keys, uint64_t n, float* out, bool large_output);
+
+  struct DirectIndex;
+  struct SharedHashIndex;
+
+  const std::string name_;
+  const uint64_t num_keys_;
+  const uint64_t embedding_dim_;
+  const MappedFile rows_file_;
+  const float* const rows_;
+  const std::vector<float> default_row_;
+  int64_t first_key_ = 0;
+  std::shared_ptr<const HashIndex> hash_index_;  // null: direct
+  uint32_t first_row_ = 0;
+
+  // On a cache line of their own: they change while all else is only read.
+  alignas(64) std::atomic<uint64_t> lookups_{0};
+  std::atomic<uint64_t> keys_{0};
+  std::atomic<uint64_t> missing_keys_{0};
+};
+
+class Model {
+ public:
+  Model(const hps_table_spec* specs, int32_t num_tables, int32_t num_threads);
+  ~Model();
+  Model(const Model&) = delete;
+  Model& operator=(const Model&) = delete;
+
+  int32_t num_tables() const { return static_cast<int32_t>(tables_.size()); }
+  Table& table(int32_t number) { return *tables_[number]; }
+  const Table& table(int32_t number) const { return *tables_[number]; }
+
+  template <class Key>
+  void lookup_flat(const Key* keys, const uint64_t* num_keys, float* out);
+
+  std::atomic<int64_t> references{1};
+
+ private:
+  void index_group(const std::vector<int32_t>& members, const hps_table_spec* specs);
+  void touch_rows();
+
+  ThreadPool pool_;
+  std::vector<std::unique_ptr<Table>> tables_;
+  std::atomic<bool> stopping_{false};
+  std::thread toucher_;
+};
+
+}  // namespace hps
+
+#endif  // HPSBENCH_HPS_NATIVE_TABLE_H_

@@ -43,12 +43,16 @@ class BaselineLaunch:
 
 @dataclass(frozen=True, kw_only=True)
 class BaselineRun:
-    """One session; `under_test` names the versions and settings that produced the figures."""
+    """One session; `under_test` names the versions and settings that produced the figures.
+
+    `interleaved_with` are the participants that were asked in turn with the benchmark's variant.
+    """
 
     run_id: str
     recorded_at: str
     under_test: Mapping[str, str]
     fingerprint: Mapping[str, str]
+    interleaved_with: tuple[str, ...]
     launches: tuple[BaselineLaunch, ...]
 
     def __post_init__(self) -> None:
@@ -58,7 +62,7 @@ class BaselineRun:
 
 @dataclass(frozen=True, kw_only=True)
 class Baseline:
-    """What one benchmark took on one class of machine; `test` is the pytest node that measured it."""
+    """What one benchmark took on one class of machine, measured by the pytest node `test`."""
 
     benchmark: str
     preset: str

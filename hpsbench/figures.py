@@ -6,9 +6,7 @@ from dataclasses import dataclass
 from statistics import fmean, geometric_mean, median
 
 from hpsbench.measurements import Measurement
-
-#: The variant that all others are divided by.
-REFERENCE_VARIANT = "native_tf"
+from hpsbench.session import NATIVE_TF
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +40,8 @@ def figures(measurement: Measurement, *, concurrency: int) -> Figures | None:
 
 
 def _ratio(measurement: Measurement) -> float | None:
-    if measurement.variant == REFERENCE_VARIANT:
+    if measurement.variant == NATIVE_TF:
         return 1.0
-    if measurement.reference != REFERENCE_VARIANT:
+    if measurement.reference != NATIVE_TF:
         return None
     return geometric_mean(launch.ratio_p10 for launch in measurement.launches)

@@ -1,4 +1,4 @@
-"""Which machine this is: a class that a fleet shares, and the fingerprint kept beside the figures."""
+"""Which machine this is: a class that a fleet shares, and the fingerprint of this very one."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def this_machine() -> Machine:
 
 
 def cpu_class(cpuinfo: str, cores: int) -> str:
-    """Return `cpu-<vendor>-<brand>-fam<family>-mod<model>-<cores>c` from the text of /proc/cpuinfo."""
+    """Return `cpu-amd-epyc-fam25-mod17-2c` from the text of /proc/cpuinfo."""
     vendor = _field(cpuinfo, "vendor_id")
     if vendor is not None:
         name = _field(cpuinfo, "model name") or ""
@@ -96,7 +96,7 @@ def gpu_class(name: str) -> str:
 
 
 def slug(text: str) -> str:
-    """Return `text` as a folder name: lower case, everything but letters, digits and _ as one `-`."""
+    """Return `text` in lower case as a folder name, with `-` for what is no letter, digit or _."""
     return re.sub(r"[^a-z0-9_]+", "-", text.lower()).strip("-")
 
 
@@ -119,9 +119,7 @@ def find_gpus() -> tuple[Gpu, ...]:
     except pynvml.NVMLError:
         return ()
     try:
-        handles = [
-            pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())
-        ]
+        handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
         driver = pynvml.nvmlSystemGetDriverVersion()
         return tuple(
             Gpu(

@@ -83,7 +83,9 @@ def save(folder: Path, run: Run) -> Path:
     prepare(folder)
     path = folder / f"{run.run_id}.json"
     try:
-        storage.write_atomically(path, storage.encode(run, schema_version=SCHEMA_VERSION))
+        storage.write_atomically(
+            path, storage.encode(run, schema_version=SCHEMA_VERSION, indent=None)
+        )
     except OSError as error:
         raise BaselineError(
             f"cannot store the run in {path}: {error.strerror or error}",
@@ -133,6 +135,7 @@ def _baseline(run: Run, result: Result) -> Baseline:
         recorded_at=run.recorded_at,
         under_test=run.under_test,
         fingerprint=run.machine.fingerprint,
+        interleaved_with=m.interleaved_with,
         launches=launches,
     )
     return Baseline(

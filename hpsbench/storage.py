@@ -1,4 +1,4 @@
-"""Frozen dataclasses as JSON files: written atomically, read with errors that name file and field."""
+"""Frozen dataclasses as JSON files: written atomically, read with errors that name the field."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hpsbench.errors import BaselineError
 T = TypeVar("T")
 
 
-class _Mismatch(Exception):
+class _MismatchError(Exception):
     """Where in a JSON value (`runs[0].launches`) and what is wrong there."""
 
     def __init__(self, where: str, what: str) -> None:
@@ -25,7 +25,7 @@ class _Mismatch(Exception):
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write a UTF-8 file that is, whenever interrupted, the old one or the new one. Raises OSError."""
+    """Write a UTF-8 file that is, whenever interrupted, old or new, never half. Raises OSError."""
     staged = path.with_name(f".{path.name}.{secrets.token_hex(4)}.staged")
     try:
         write_durably(staged, text)
@@ -42,12 +42,18 @@ def write_durably(path: Path, text: str) -> None:
         os.fsync(file.fileno())
 
 
-def encode(value: object, *, schema_version: int) -> str:
-    """Return a dataclass as indented JSON with its schema version first."""
+def encode(value: object, *, schema_version: int, indent: int | None = 2) -> str:
+    """Return a dataclass as JSON with its schema version first; enumerations by their values."""
     assert dataclasses.is_dataclass(value)
     assert not isinstance(value, type)
     fields = {"schema_version": schema_version, **dataclasses.asdict(value)}
-    return json.dumps(fields, indent=2, ensure_ascii=False) + "\n"
+    return json.dumps(fields, indent=indent, ensure_ascii=False, default=_value_of) + "\n"
+
+
+def _value_of(member: object) -> Any:
+    if isinstance(member, enum.Enum):
+        return member.value
+    raise TypeError(f"{member!r} cannot be stored as JSON")
 
 
 def read(cls: type[T], path: Path, *, schema_version: int, restore: str) -> T:
@@ -72,7 +78,7 @@ def read(cls: type[T], path: Path, *, schema_version: int, restore: str) -> T:
         )
     try:
         return _decode(cls, fields, "")  # type: ignore[no-any-return]
-    except _Mismatch as error:
+    except _MismatchError as error:
         raise BaselineError(f"{path}: {error}", hint=restore) from error
 
 
@@ -95,7 +101,9 @@ def _decode(wanted: Any, value: Any, where: str) -> Any:
         return {k: _decode(arguments[1], v, f"{where}.{k}") for k, v in items.items()}
     if isinstance(wanted, type) and issubclass(wanted, enum.Enum):
         if value not in {member.value for member in wanted}:
-            raise _Mismatch(where, f"is {value!r}, not one of {', '.join(m.value for m in wanted)}")
+            raise _MismatchError(
+                where, f"is {value!r}, not one of {', '.join(m.value for m in wanted)}"
+            )
         return wanted(value)
     if wanted is float and type(value) is int:
         return float(value)
@@ -107,17 +115,17 @@ def _decode_dataclass(cls: type, value: Any, where: str) -> Any:
     types_of = get_type_hints(cls)
     names = [f.name for f in dataclasses.fields(cls)]
     for unknown in sorted(given.keys() - set(names)):
-        raise _Mismatch(f"{where}.{unknown}", "is no known field")
+        raise _MismatchError(f"{where}.{unknown}", "is no known field")
     for missing in (n for n in names if n not in given):
-        raise _Mismatch(f"{where}.{missing}", "is missing")
+        raise _MismatchError(f"{where}.{missing}", "is missing")
     arguments = {n: _decode(types_of[n], given[n], f"{where}.{n}") for n in names}
     try:
         return cls(**arguments)
     except ValueError as error:
-        raise _Mismatch(where, f"cannot be: {error}") from error
+        raise _MismatchError(where, f"cannot be: {error}") from error
 
 
 def _checked(wanted: Any, value: Any, where: str) -> Any:
     if type(value) is not wanted:
-        raise _Mismatch(where, f"is a {type(value).__name__}, not a {wanted.__name__}")
+        raise _MismatchError(where, f"is a {type(value).__name__}, not a {wanted.__name__}")
     return value

@@ -83,7 +83,7 @@ class Verdict:
 
 @dataclass(frozen=True, kw_only=True)
 class Change:
-    """A change of the mean log ratio and the half width of its interval, both logs, as is `noise`."""
+    """A change of the mean log ratio, and the half width of its interval; `noise` is a log too."""
 
     value: float
     margin: float
@@ -194,7 +194,7 @@ def judge(
     return Verdict(
         outcome=outcome,
         benchmark=name,
-        text=_text(candidate, baseline, policy, p10, p50) + _since(baseline, under_test),
+        text=_text(candidate, baseline, policy, p10, p50) + _since(candidate, baseline, under_test),
         hint=HINTS.get(outcome, ""),
         change=math.expm1(p10.value),
         low=math.expm1(p10.value - p10.margin),
@@ -236,7 +236,7 @@ def _unjudged(
         return Verdict(
             outcome=Outcome.OTHER_MACHINE,
             benchmark=name,
-            text=f"{name}: this machine is {machine}, and the baseline is of {', '.join(elsewhere)}",
+            text=f"{name}: this machine is {machine}; its baseline is of {', '.join(elsewhere)}",
             hint=STORE_HINT,
         )
     if baseline is None:
@@ -265,17 +265,21 @@ def _text(
     runs = len(baseline.runs)
     low, high = p10.value - p10.margin, p10.value + p10.margin
     return (
-        f"{candidate.benchmark}: {_percent(p10.value)} against {candidate.reference} "
-        f"(p10; limit {_percent(p10.limit)}; {policy.confidence:.0%} interval {_percent(low)} to "
-        f"{_percent(high)}), p50 {_percent(p50.value)} (limit {_percent(p50.limit)}); "
-        f"{len(candidate.launches)} launches against {baseline.num_launches} in "
-        f"{runs} run{'s' if runs > 1 else ''} of {baseline.recorded_at[:10]}"
+        f"{candidate.benchmark}: p10 {_percent(p10.value)} (limit {_percent(p10.limit)}, "
+        f"{policy.confidence:.0%} interval {_percent(low)} to {_percent(high)}), "
+        f"p50 {_percent(p50.value)} (limit {_percent(p50.limit)}), as ratios to "
+        f"{candidate.reference}; {len(candidate.launches)} launches against "
+        f"{baseline.num_launches} in {runs} run{'s' if runs > 1 else ''} of "
+        f"{baseline.recorded_at[:10]}"
     )
 
 
-def _since(baseline: Baseline, under_test: Mapping[str, str]) -> str:
+def _since(candidate: Measurement, baseline: Baseline, under_test: Mapping[str, str]) -> str:
     newest = max(baseline.runs, key=lambda run: run.recorded_at)
     differences = changes(newest.under_test, under_test)
+    before, now = sorted(newest.interleaved_with), sorted(candidate.interleaved_with)
+    if before != now:
+        differences.append(f"asked in turn with {', '.join(before)} -> {', '.join(now)}")
     return f"; changed since: {', '.join(differences)}" if differences else ""
 
 

@@ -1,0 +1,121 @@
+"""The command line of a benchmark session: pytest's options, and the `Suite` they add up to."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from hpsbench import runs
+from hpsbench.config import Suite, environment, load_suite, preset_names
+from hpsbench.errors import ConfigError
+from hpsbench.machine import find_gpus
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchOptions:
+    """The command line: `suite` is resolved; the rest is what the user gave, None where not."""
+
+    suite: Suite
+    preset: str | None
+    variants: tuple[str, ...] | None
+    overrides: tuple[str, ...]
+    baselines_dir: Path
+    runs_dir: Path
+
+    def suite_for(self, preset: str) -> Suite:
+        """Return the suite of the preset the user gave, else of `preset`, with the same overrides.
+
+        Raises ConfigError (see `load_suite`).
+        """
+        return load_suite(self.preset or preset, self.overrides)
+
+
+def default_preset() -> str:
+    """Return the preset of a session that names none: `criteo` with a GPU, else `laptop`."""
+    return "criteo" if find_gpus() else "laptop"
+
+
+def add_options(parser: pytest.Parser) -> None:
+    """Register the options, with their help."""
+    group = parser.getgroup("hpsbench", "DLRM inference benchmarks")
+    group.addoption(
+        "--preset",
+        metavar="NAME",
+        help=f"what to measure: {', '.join(preset_names())}, or the path of a TOML file "
+        "(default: criteo with a GPU, else laptop)",
+    )
+    group.addoption(
+        "--set",
+        metavar="SECTION.FIELD=VALUE",
+        dest="hpsbench_set",
+        action="append",
+        default=[],
+        help="change one field of the preset, for example load.launches=8; repeatable",
+    )
+    group.addoption(
+        "--variants",
+        metavar="NAMES",
+        help="measure only these variants, separated by commas, for example native_tf,hps_tf",
+    )
+    group.addoption(
+        "--triton",
+        metavar="WHICH",
+        help="bundled, system or the URL of a running Triton; short for --set servers.triton=WHICH",
+    )
+    group.addoption(
+        "--hps-module",
+        metavar="MODULE",
+        help="module of the parameter server under test; short for --set hps.module=MODULE",
+    )
+    group.addoption(
+        "--baselines",
+        metavar="DIR",
+        help="folder of the stored baselines (default: baselines below the root folder)",
+    )
+    group.addoption(
+        "--strict-gate",
+        action="store_true",
+        default=None,
+        dest="strict_gate",
+        help="exit with status 10 when a benchmark got no verdict (default where CI is set)",
+    )
+    group.addoption(
+        "--no-strict-gate",
+        action="store_false",
+        dest="strict_gate",
+        help="show benchmarks without a verdict, and do not fail for them",
+    )
+
+
+def resolve_options(config: pytest.Config) -> BenchOptions:
+    """Return what the command line asks for. Raises ConfigError (see `load_suite`)."""
+    given = config.option
+    overrides = list(given.hpsbench_set)
+    if given.triton is not None:
+        overrides.append(f"servers.triton={given.triton}")
+    if given.hps_module is not None:
+        overrides.append(f"hps.module={given.hps_module}")
+    suite = load_suite(given.preset or default_preset(), overrides)
+    strict = suite.gate.strict or environment().ci
+    strict = strict if given.strict_gate is None else given.strict_gate
+    variants = None
+    if given.variants is not None:
+        variants = tuple(name.strip() for name in given.variants.split(",") if name.strip())
+        if not variants:
+            raise ConfigError(
+                f"--variants {given.variants!r} names no variant", hint="for example hps_tf"
+            )
+    invoked = config.invocation_params.dir
+    return BenchOptions(
+        suite=dataclasses.replace(suite, gate=dataclasses.replace(suite.gate, strict=strict)),
+        preset=given.preset,
+        variants=variants,
+        overrides=tuple(overrides),
+        baselines_dir=invoked / given.baselines
+        if given.baselines
+        else config.rootpath / "baselines",
+        runs_dir=config.rootpath / runs.FOLDER,
+    )

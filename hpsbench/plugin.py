@@ -1,0 +1,312 @@
+"""The pytest plugin: options, markers, the `gate` fixture, the summary and the exit status.
+
+A root conftest loads it (`pytest_plugins = ["hpsbench.plugin"]`). What is decided here is only
+when things happen in a pytest session; how they are judged is in `hpsbench.gate`.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hpsbench import baselines, gate, runs
+from hpsbench.config import Suite
+from hpsbench.errors import BenchError
+from hpsbench.machine import find_gpus, this_machine
+from hpsbench.measurements import Measurement
+from hpsbench.options import BenchOptions, add_options, resolve_options
+from hpsbench.report import terminal
+from hpsbench.session import Progress
+from hpsbench.verdict import Verdict
+
+MARKERS = (
+    "gpu: needs an NVIDIA GPU; deselected where none is found",
+    "server: starts a real Triton server",
+)
+
+
+@dataclass(kw_only=True)
+class _State:
+    """What one pytest session gathers; `gate` is None where no gated test was collected."""
+
+    gate: gate.SessionGate | None = None
+    narrowed: bool = False
+    without_gpu: int = 0
+    failed: set[str] = field(default_factory=set)
+    failed_by_gate: set[str] = field(default_factory=set)
+    failed_otherwise: bool = False
+    progress_shown: bool = False
+    run: runs.Run | None = None
+    run_path: Path | None = None
+    problem: BenchError | None = None
+
+
+SUITE_KEY = pytest.StashKey[Suite]()
+OPTIONS_KEY = pytest.StashKey[BenchOptions]()
+_STATE_KEY = pytest.StashKey[_State]()
+_CLOCK_KEY = pytest.StashKey[gate.RecordedClock]()
+_VERDICT_KEY = pytest.StashKey[Verdict]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    add_options(parser)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    for marker in MARKERS:
+        config.addinivalue_line("markers", marker)
+    try:
+        options = resolve_options(config)
+    except BenchError as error:
+        raise pytest.UsageError(str(error)) from error
+    config.stash[OPTIONS_KEY] = options
+    config.stash[SUITE_KEY] = options.suite
+    config.stash[_STATE_KEY] = _State()
+    # Ours is the one table, unless theirs is asked for. pytest-benchmark reads this after us.
+    if not _wants_benchmark_table(config):
+        config.option.benchmark_quiet = True
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    suite = config.stash[SUITE_KEY]
+    strict = "strict" if suite.gate.strict else "not strict"
+    return f"hpsbench: preset {suite.preset}, machine {this_machine().cls}, {strict} gate"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection_modifyitems(
+    config: pytest.Config, items: list[pytest.Item]
+) -> Generator[None, None, None]:
+    state = config.stash[_STATE_KEY]
+    if not find_gpus():
+        no_gpu = [item for item in items if item.get_closest_marker("gpu")]
+        state.without_gpu = len(no_gpu)
+        if no_gpu:
+            items[:] = [item for item in items if item not in no_gpu]
+            config.hook.pytest_deselected(items=no_gpu)
+    for item in filter(_is_gated, items):
+        marker = item.get_closest_marker("benchmark")
+        clock = item.stash[_CLOCK_KEY] = gate.RecordedClock()
+        options = {**(marker.kwargs if marker else {}), "timer": clock.seconds}
+        item.add_marker(pytest.mark.benchmark(**options), append=False)
+    yield
+    if hasattr(config, "workerinput"):
+        config.workeroutput["hpsbench_without_gpu"] = state.without_gpu  # type: ignore[attr-defined]
+        if any(map(_is_gated, items)):
+            # A worker cannot end the session: it runs nothing, and `pytest_testnodedown` speaks.
+            config.workeroutput["hpsbench_gated"] = True  # type: ignore[attr-defined]
+            items.clear()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: object) -> None:
+    output = getattr(node, "workeroutput", {})
+    node.config.stash[_STATE_KEY].without_gpu = output.get("hpsbench_without_gpu", 0)  # type: ignore[attr-defined]
+    if output.get("hpsbench_gated"):
+        raise pytest.UsageError(
+            "benchmarks cannot be measured beside each other, and pytest-xdist is active\n"
+            "  hint: run them with -n0, apart from other tests; nothing was run"
+        )
+
+
+def pytest_deselected(items: list[pytest.Item]) -> None:
+    for item in items:
+        if _is_gated(item) and not item.get_closest_marker("gpu"):
+            item.config.stash[_STATE_KEY].narrowed = True
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    config = session.config
+    if config.option.collectonly or not any(map(_is_gated, session.items)):
+        return
+    options, machine = config.stash[OPTIONS_KEY], this_machine()
+    try:
+        # Whatever is wrong with these is better said before the measuring than after.
+        stored = baselines.load(options.baselines_dir, machine.cls)
+        runs.prepare(options.runs_dir)
+    except BenchError as error:
+        raise pytest.UsageError(str(error)) from error
+    run = runs.new_run(options.suite, machine)
+    config.stash[_STATE_KEY].gate = gate.SessionGate(options.suite, stored, run)
+
+
+@pytest.fixture(name="gate")
+def _gate(
+    request: pytest.FixtureRequest, benchmark: gate.BenchmarkFixture
+) -> Callable[[Measurement], Verdict]:
+    """Record a measurement, judge it against its baseline, and hand it to pytest-benchmark.
+
+    Call it once in a test. The test fails after its body if the verdict is REGRESSED or INVALID.
+    """
+    item: pytest.Item = request.node
+    session_gate = request.config.stash[_STATE_KEY].gate
+    assert session_gate is not None, "collected with `gate`, so there is one"
+
+    def judge(measurement: Measurement) -> Verdict:
+        if _VERDICT_KEY in item.stash:
+            raise RuntimeError("gate() was called twice in one test; parametrize the test instead")
+        verdict = item.stash[_VERDICT_KEY] = session_gate.judge(item.nodeid, measurement)
+        gate.replay(benchmark, item.stash[_CLOCK_KEY], measurement, verdict)
+        return verdict
+
+    return judge
+
+
+@pytest.fixture(scope="session")
+def progress(request: pytest.FixtureRequest) -> Callable[[Progress], None]:
+    """Show a `Progress` on the terminal while tests run, past pytest's capture."""
+    config = request.config
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is None:
+        return lambda _: None
+    capture: Any = config.pluginmanager.get_plugin("capturemanager")
+    state = config.stash[_STATE_KEY]
+
+    def rewrite(text: str) -> None:
+        reporter.rewrite(text, erase=True)
+        state.progress_shown = True
+
+    line = terminal.ProgressLine(reporter.write_line, rewrite if reporter.isatty else None)
+
+    def show(progress: Progress) -> None:
+        with capture.global_and_fixture_disabled():
+            reporter.ensure_newline()
+            line(progress)
+            reporter.flush()
+
+    return show
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
+    yield
+    verdict = item.stash.get(_VERDICT_KEY, None)
+    if verdict is not None and verdict.outcome in gate.FAILING:
+        item.config.stash[_STATE_KEY].failed_by_gate.add(item.nodeid)
+        text = f"{verdict.outcome.value} {verdict.text}\n{verdict.hint}"
+        pytest.fail(text, pytrace=False)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    state = item.config.stash[_STATE_KEY]
+    if state.progress_shown:
+        state.progress_shown = False
+        _erase_progress(item.config)
+    if report.failed:
+        state.failed.add(item.nodeid)
+        by_gate = report.when == "call" and item.nodeid in state.failed_by_gate
+        state.failed_otherwise = state.failed_otherwise or not by_gate
+    return report
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    config = session.config
+    state, options = config.stash[_STATE_KEY], config.stash[OPTIONS_KEY]
+    judged = (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)
+    if state.gate is None or session.exitstatus not in judged:
+        return
+    run = state.gate.finish(_selection(session))
+    if not run.verdicts:
+        return
+    state.run = run
+    try:
+        state.run_path = runs.save(options.runs_dir, run)
+    except BenchError as error:
+        state.problem, state.failed_otherwise = error, True
+    session.exitstatus = gate.exit_code(
+        run.verdicts,
+        strict=options.suite.gate.strict,
+        other_failures=state.failed_otherwise,
+    )
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    state, suite = config.stash[_STATE_KEY], config.stash[SUITE_KEY]
+    if state.without_gpu:
+        terminalreporter.write_line(
+            f"hpsbench: {state.without_gpu} tests marked gpu were deselected: no GPU here",
+            yellow=True,
+        )
+    if state.run is None:
+        return
+    width = shutil.get_terminal_size().columns
+    terminalreporter.section(f"hpsbench {suite.preset} on {state.run.machine.cls}")
+    lines = [
+        *terminal.table(state.run, concurrency=suite.load.concurrency, width=width),
+        *terminal.verdict_lines(state.run.verdicts, width=width),
+        *terminal.closing_lines(
+            state.run,
+            strict=suite.gate.strict,
+            stored=_shown_path(state.run_path, config) if state.run_path else None,
+        ),
+    ]
+    for line in lines:
+        terminalreporter.write_line(line.text, **line.markup)
+    if state.problem is not None:
+        terminalreporter.write_line(f"error: {state.problem}", red=True)
+
+
+def _selection(session: pytest.Session) -> gate.Selection:
+    config = session.config
+    state, options = config.stash[_STATE_KEY], config.stash[OPTIONS_KEY]
+    given = config.option
+    narrowing = ("keyword", "lf", "stepwise", "ignore", "ignore_glob", "benchmark_skip")
+    batch_sizes_given = any(o.strip().startswith("load.batch_sizes") for o in options.overrides)
+    return gate.Selection(
+        prefixes=[_node_prefix(config, arg) for arg in config.args],
+        whole=not (
+            state.narrowed
+            or session.shouldfail
+            or session.shouldstop
+            or any(getattr(given, name, None) for name in narrowing)
+        ),
+        variants=options.variants,
+        batch_sizes=options.suite.load.batch_sizes if batch_sizes_given else None,
+        failed=state.failed,
+    )
+
+
+def _node_prefix(config: pytest.Config, arg: str) -> str:
+    path, colons, names = arg.partition("::")
+    absolute = Path(os.path.normpath(config.invocation_params.dir / path))
+    if not absolute.is_relative_to(config.rootpath):
+        return arg
+    return absolute.relative_to(config.rootpath).as_posix() + colons + names
+
+
+def _shown_path(path: Path, config: pytest.Config) -> str:
+    invoked = config.invocation_params.dir
+    return str(path.relative_to(invoked) if path.is_relative_to(invoked) else path)
+
+
+def _is_gated(item: pytest.Item) -> bool:
+    return "gate" in getattr(item, "fixturenames", ())
+
+
+def _wants_benchmark_table(config: pytest.Config) -> bool:
+    given = config.option
+    asked = ("benchmark_columns", "benchmark_verbose", "benchmark_compare", "benchmark_histogram")
+    return given.verbose > 0 or any(getattr(given, name, None) for name in asked)
+
+
+def _erase_progress(config: pytest.Config) -> None:
+    reporter: Any = config.pluginmanager.get_plugin("terminalreporter")
+    capture: Any = config.pluginmanager.get_plugin("capturemanager")
+    with capture.global_and_fixture_disabled():
+        reporter.rewrite("", erase=True)
+        reporter.rewrite("")
+        reporter.flush()

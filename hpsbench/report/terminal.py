@@ -1,0 +1,194 @@
+"""The session's one table, its verdict lines and its progress, as text for a terminal or a pipe."""
+
+from __future__ import annotations
+
+import textwrap
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+from hpsbench.figures import Figures, figures
+from hpsbench.runs import Run
+from hpsbench.session import NATIVE_TF, Progress
+from hpsbench.verdict import Outcome, Verdict
+
+_ORDER = list(Outcome)
+_BATCH_WIDTH = 7
+_LABEL_WIDTH = 18
+_MIN_COLUMN = 12
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """One line without its end; `color` is red, green or yellow, or None."""
+
+    text: str = ""
+    color: str | None = None
+    bold: bool = False
+
+    @property
+    def markup(self) -> dict[str, bool]:
+        """What pytest's `TerminalReporter.write_line` takes."""
+        return {"bold": self.bold} | ({self.color: True} if self.color else {})
+
+
+#: What stands in a row of the table, and how a figure is written.
+_ROWS: tuple[tuple[str, Callable[[Figures], float | None], Callable[[float], str]], ...] = (
+    ("client p50, ms", lambda f: f.p50_ns / 1e6, lambda v: _significant(v)),
+    ("client p10, ms", lambda f: f.p10_ns / 1e6, lambda v: _significant(v)),
+    (
+        "server infer, ms",
+        lambda f: None if f.compute_infer_ns is None else f.compute_infer_ns / 1e6,
+        lambda v: _significant(v),
+    ),
+    ("k samples/s", lambda f: f.samples_per_s / 1e3, lambda v: _significant(v)),
+    (f"p10 : {NATIVE_TF}", lambda f: f.ratio, lambda v: f"{v:.3f}"),
+)
+
+
+def table(run: Run, *, concurrency: int, width: int) -> list[Line]:
+    """Return the table of a run: a row of figures per batch size, a column per variant.
+
+    Variants that do not fit into `width` columns of text follow below.
+    """
+    cells = {
+        (m.variant, m.batch_size): figures(m, concurrency=concurrency)
+        for m in (r.measurement for r in run.results)
+    }
+    variants = list(dict.fromkeys(variant for variant, _ in cells))
+    batch_sizes = sorted({size for _, size in cells})
+    column = max([_MIN_COLUMN, *(len(v) for v in variants)]) + 2
+    per_table = max(1, (width - _BATCH_WIDTH - _LABEL_WIDTH) // column)
+    lines = []
+    for start in range(0, len(variants), per_table):
+        shown = variants[start : start + per_table]
+        rule = "-" * (_BATCH_WIDTH + _LABEL_WIDTH + column * len(shown))
+        head = "".join(v.rjust(column) for v in shown)
+        lines.append(Line(text=_labelled("batch", "", head), bold=True))
+        for size in batch_sizes:
+            lines.append(Line(text=rule))
+            lines += _rows(size, [cells.get((v, size)) for v in shown], column)
+        lines += [Line(text=rule), Line()]
+    return lines
+
+
+def verdict_lines(verdicts: Sequence[Verdict], *, width: int) -> list[Line]:
+    """Return the verdicts, worst first; a hint that neighbours share stands once, below them."""
+    ordered = sorted(verdicts, key=lambda v: _ORDER.index(v.outcome))
+    lines: list[Line] = []
+    for (outcome, hint), group in groupby(ordered, key=lambda v: (v.outcome, v.hint)):
+        for verdict in group:
+            first = f"{outcome.value:<14}"
+            lines += _wrapped(_said(verdict), first=first, width=width, color=_color(outcome))
+        if hint:
+            lines += _wrapped(hint, first=f"{'':14}-> ", width=width)
+    counts = ", ".join(
+        f"{sum(v.outcome is outcome for v in verdicts)} {outcome.value}"
+        for outcome in Outcome
+        if any(v.outcome is outcome for v in verdicts)
+    )
+    return [*lines, Line(text=f"verdicts: {counts}", bold=True)] if counts else lines
+
+
+def closing_lines(run: Run, *, strict: bool, stored: str | None) -> list[Line]:
+    """Return where the run is stored, and what its verdicts mean for the exit status."""
+    lines = []
+    undecided = sum(not v.outcome.decided for v in run.verdicts)
+    if undecided and strict:
+        text = f"{undecided} without a verdict: exit status 10, unless a test failed"
+        lines.append(Line(text=text, color="yellow"))
+    elif undecided:
+        lines.append(Line(text=f"{undecided} without a verdict: exit status 10 with --strict-gate"))
+    if stored is not None:
+        lines.append(Line(text=f"run stored in {stored}; see `hpsbench baseline diff`"))
+    return lines
+
+
+def progress_text(progress: Progress) -> str:
+    """Return `launch 2/4, batch 1024, about 1 min left`."""
+    stage = "starting servers" if progress.batch_size is None else f"batch {progress.batch_size}"
+    left = "" if progress.eta_s is None else f", about {_duration(progress.eta_s)} left"
+    return f"launch {progress.launch}/{progress.launches}, {stage}{left}"
+
+
+class ProgressLine:
+    """Shows a session's progress: one line that is rewritten, or where it cannot be, few lines.
+
+    `rewrite` puts a text in place of the last one, None where the output is no terminal; then
+    `write_line` gets a new launch at once and anything else at most every `interval_s` seconds.
+    """
+
+    def __init__(
+        self,
+        write_line: Callable[[str], None],
+        rewrite: Callable[[str], None] | None,
+        *,
+        interval_s: float = 20,
+        clock_s: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._write_line, self._rewrite = write_line, rewrite
+        self._interval_s, self._clock_s = interval_s, clock_s
+        self._launch: int | None = None
+        self._shown_s = 0.0
+
+    def __call__(self, progress: Progress) -> None:
+        text = progress_text(progress)
+        if self._rewrite is not None:
+            self._rewrite(text)
+            return
+        now_s = self._clock_s()
+        if progress.launch != self._launch or now_s - self._shown_s >= self._interval_s:
+            self._launch, self._shown_s = progress.launch, now_s
+            self._write_line(text)
+
+
+def _rows(batch_size: int, cells: Sequence[Figures | None], column: int) -> list[Line]:
+    lines = []
+    for number, (label, figure_of, written) in enumerate(_ROWS):
+        batch = str(batch_size) if number == 0 else ""
+        texts = []
+        for cell in cells:
+            value = None if cell is None else figure_of(cell)
+            texts.append(("-" if value is None else written(value)).rjust(column))
+        lines.append(Line(text=_labelled(batch, label, "".join(texts))))
+    return lines
+
+
+def _labelled(batch: str, label: str, rest: str) -> str:
+    return batch.rjust(_BATCH_WIDTH - 2) + "  " + label.ljust(_LABEL_WIDTH) + rest
+
+
+def _said(verdict: Verdict) -> str:
+    if verdict.outcome is Outcome.PASS and verdict.change is not None:
+        return f"{verdict.benchmark}: p10 {verdict.change:+.1%} (limit {verdict.limit:+.1%})"
+    return verdict.text
+
+
+def _wrapped(text: str, *, first: str, width: int, color: str | None = None) -> list[Line]:
+    wrapped = textwrap.wrap(
+        text,
+        width=max(width, 40) - 1,
+        initial_indent=first,
+        subsequent_indent=" " * len(first),
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    return [Line(text=line, color=color) for line in wrapped]
+
+
+def _color(outcome: Outcome) -> str:
+    if outcome in (Outcome.REGRESSED, Outcome.INVALID):
+        return "red"
+    return "green" if outcome.decided else "yellow"
+
+
+def _significant(value: float) -> str:
+    """Return four significant digits, and never an exponent: `0.1234`, `12.34`, `12345`."""
+    if value >= 1000:
+        return f"{value:.0f}"
+    return f"{value:#.4g}"
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"

@@ -34,7 +34,6 @@ class ServedVariants:
     """Variants on one running server; a `Launch` of a session."""
 
     build: Build
-    variants: tuple[Variant, ...]
     server: TritonServer
 
     def endpoint(self, variant: Variant) -> Endpoint:
@@ -55,7 +54,7 @@ class ServedVariants:
         """Return every variant, and the NumPy reference, asked with the same batches."""
         batches = request_batches(self.build.suite, batch_size)
         served = []
-        for variant in self.variants:
+        for variant in self.build.variants:
             client = self.client(variant, batches)
             served.append(
                 Participant(
@@ -74,13 +73,11 @@ class ServedVariants:
 
 
 @contextmanager
-def served_variants(
-    build: Build, variants: Sequence[Variant], *, log: Path
-) -> Iterator[ServedVariants]:
+def served_variants(build: Build, *, log: Path) -> Iterator[ServedVariants]:
     """Start a fresh Triton on a built repository and yield it ready, every variant loaded."""
-    models = [model for variant in variants for model in variant.models]
+    models = [model for variant in build.variants for model in variant.models]
     with running_triton(build.repository.root, models, build.suite.servers, log=log) as server:
-        yield ServedVariants(build, tuple(variants), server)
+        yield ServedVariants(build, server)
 
 
 def request_batches(suite: Suite, batch_size: int) -> list[Batch]:

@@ -34,6 +34,7 @@ class Build:
     suite: Suite
     folder: Path
     repository: ModelRepository
+    variants: tuple[Variant, ...] = ()
 
     @property
     def ps_config_file(self) -> Path:
@@ -72,12 +73,12 @@ def build_repository(
     progress: Callable[[str], None] = lambda text: None,
 ) -> Build:
     """Write the table, the parameter server's configuration and every variant below `folder`."""
-    build = Build(suite, folder, ModelRepository(folder / "repository"))
+    build = Build(suite, folder, ModelRepository(folder / "repository"), tuple(variants))
     progress(f"writing {suite.tables.num_embeddings:,} rows x {suite.tables.embedding_dim}")
     keys = np.arange(suite.tables.num_embeddings, dtype=np.int64)
     write_sparse_model(build.table_folder, keys, row_blocks(suite.tables))
     build.ps_config_file.write_text(json.dumps(ps_configuration(build), indent=2))
-    for variant in variants:
+    for variant in build.variants:
         progress(f"exporting {variant.name}")
         variant.export(build)
     return build

@@ -35,9 +35,9 @@ def full_key_space(smoke_suite: Suite) -> Suite:
 @pytest.fixture(scope="module")
 def served_in_full(full_key_space: Suite, work_folder: Path) -> Iterator[ServedVariants]:
     require_memory(full_key_space)
-    variants = select_variants([])
-    build = build_repository(full_key_space, variants, work_folder / "full-key-space")
-    with served_variants(build, variants, log=work_folder / "full-key-space.log") as served:
+    folder = work_folder / "full-key-space"
+    build = build_repository(full_key_space, select_variants([]), folder)
+    with served_variants(build, log=folder / "triton.log") as served:
         yield served
 
 
@@ -47,7 +47,7 @@ def test_the_published_sample_request_is_answered_as_printed(
 ) -> None:
     batch = published_request(served_in_full.build.suite.tables)
     assert tuple(batch.categorical[0]) == PUBLISHED_KEYS
-    variant = next(v for v in served_in_full.variants if v.name == variant_name)
+    variant = next(v for v in served_in_full.build.variants if v.name == variant_name)
     with served_in_full.client(variant, [batch]) as client:
         answer = client.infer()["output_1"]
     np.testing.assert_allclose(answer, numpy_answer(served_in_full.build, batch), atol=2e-6)

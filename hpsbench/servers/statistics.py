@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
+
+from hpsbench.errors import ServerError
+from hpsbench.servers import http
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,3 +35,65 @@ class ModelStatistics:
     def __add__(self, other: ModelStatistics) -> ModelStatistics:
         names = self.__dataclass_fields__
         return ModelStatistics(**{n: getattr(self, n) + getattr(other, n) for n in names})
+
+
+def read_statistics(http_address: str, model: str) -> ModelStatistics:
+    """Return the counters of a model, its versions added up, from Triton at `host:port`.
+
+    Successful requests alone count in the times. Raises ServerError when Triton gives no answer or
+    has no such model.
+    """
+    try:
+        status, body = http.get(http_address, f"/v2/models/{model}/stats")
+    except http.CONNECTION_ERRORS as error:
+        raise http.unreachable(http_address, error) from error
+    if status != 200:
+        raise ServerError(
+            f"triton at {http_address} has no statistics of model {model!r}: {http.reason(body)}",
+            hint="load the model first, under exactly this name",
+        )
+    return parse_statistics(json.loads(body))
+
+
+def parse_statistics(answer: Mapping[str, Any]) -> ModelStatistics:
+    """Return the counters in the JSON object of Triton's statistics extension."""
+    total = ModelStatistics(**dict.fromkeys(ModelStatistics.__dataclass_fields__, 0))
+    for version in answer["model_stats"]:
+        stages = version["inference_stats"]
+        total += ModelStatistics(
+            success_count=stages["success"].get("count", 0),
+            fail_count=stages["fail"].get("count", 0),
+            execution_count=version.get("execution_count", 0),
+            inference_count=version.get("inference_count", 0),
+            queue_ns=stages["queue"].get("ns", 0),
+            compute_input_ns=stages["compute_input"].get("ns", 0),
+            compute_infer_ns=stages["compute_infer"].get("ns", 0),
+            compute_output_ns=stages["compute_output"].get("ns", 0),
+        )
+    return total
+
+
+def read_metrics(metrics_address: str) -> dict[str, float]:
+    """Return the server's metrics by name and labels, as `nv_gpu_utilization{gpu_uuid="GPU-1"}`.
+
+    Among them `nv_cpu_utilization` (0 to 1), `nv_cpu_memory_used_bytes` and, with a GPU,
+    `nv_gpu_utilization` and `nv_gpu_memory_used_bytes`. Raises ServerError without an answer.
+    """
+    try:
+        status, body = http.get(metrics_address, "/metrics")
+    except http.CONNECTION_ERRORS as error:
+        raise http.unreachable(metrics_address, error) from error
+    if status != 200:
+        raise ServerError(
+            f"no metrics at {metrics_address}: HTTP status {status}",
+            hint="start triton with --allow-metrics=true",
+        )
+    return parse_metrics(body.decode())
+
+
+def parse_metrics(text: str) -> dict[str, float]:
+    """Return the samples of a Prometheus text exposition, comments left out."""
+    lines = [line for line in text.splitlines() if line and not line.startswith("#")]
+    # Label values may hold blanks; the number is what follows the last one.
+    samples = (line.rpartition(" ") for line in lines)
+    return {name: float(value) for name, _, value in samples}

@@ -1,0 +1,222 @@
+"""Start a Triton process on free loopback ports and wait until it is ready, or say why not."""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hpsbench.errors import ServerDied, ServerError, ServerNotReady
+from hpsbench.servers import http
+from hpsbench.servers.installation import Installation
+from hpsbench.servers.process import ChildProcess, Command
+
+LOOPBACK = "127.0.0.1"
+#: In-flight requests may take this long after SIGTERM; Triton waits no longer, nor do we.
+EXIT_TIMEOUT_S = 15
+_PORT_ATTEMPTS = 4
+_POLL_S = 0.02
+_QUOTED_LINES = 15
+
+# What Triton logs when it will give up, long before it has unloaded everything and exits.
+_LOAD_FAILED = re.compile(
+    r'^E\d{4} .*"(?P<reason>(?:failed to load \'|failed to poll model|Poll failed).*)"$', re.M
+)
+_PORT_TAKEN = re.compile(
+    r"failed to start \w+ service: .*Socket '(?P<address>[^']*)' already in use"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launched:
+    """A Triton process that is ready; addresses are `host:port`."""
+
+    process: ChildProcess
+    http: str
+    grpc: str
+    metrics: str
+
+
+class PortHold:
+    """A loopback port that no other process is given, while Triton can bind it.
+
+    Triton binds its ports only after it has loaded its models, which may take minutes. A socket
+    that is bound with SO_REUSEADDR and does not listen keeps the kernel from handing the port out,
+    and does not hinder Triton, which sets SO_REUSEADDR too.
+    """
+
+    def __init__(self, port: int = 0) -> None:
+        self._socket = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._socket.bind((LOOPBACK, port))
+        self.port: int = self._socket.getsockname()[1]
+
+    def release(self) -> None:
+        """Give the port back."""
+        self._socket.close()
+
+
+def launch(
+    installation: Installation,
+    repository: Path,
+    models: Sequence[str],
+    *,
+    log: Path,
+    timeout_s: float,
+) -> Launched:
+    """Return a ready Triton that serves `models` out of `repository`.
+
+    Raises ServerNotReady after `timeout_s`, ServerDied when the process ends before, and
+    ServerError when a model cannot be loaded or the ports are taken time and again.
+    """
+    for _ in range(_PORT_ATTEMPTS):
+        holds = [PortHold() for _ in range(3)]
+        try:
+            return _launch_on(
+                [hold.port for hold in holds], installation, repository, models, log, timeout_s
+            )
+        except _PortTakenError as error:
+            taken = error.address
+        finally:
+            for hold in holds:
+                hold.release()
+    raise ServerError(
+        f"triton found its port taken {_PORT_ATTEMPTS} times, last {taken}",
+        hint="another program takes free ports as they are chosen: end it, or run apart from it",
+    )
+
+
+class _PortTakenError(Exception):
+    def __init__(self, address: str) -> None:
+        super().__init__(address)
+        self.address = address
+
+
+def _launch_on(
+    ports: Sequence[int],
+    installation: Installation,
+    repository: Path,
+    models: Sequence[str],
+    log: Path,
+    timeout_s: float,
+) -> Launched:
+    name = f"hpsbench-{uuid.uuid4().hex[:12]}"
+    log_start = log.stat().st_size if log.exists() else 0
+    process = ChildProcess(
+        Command(
+            arguments=[
+                str(installation.binary),
+                *installation.arguments,
+                *server_arguments(name, repository, models, ports),
+            ],
+            prepend=installation.prepend,
+            links=installation.links,
+            shared_memory_prefix=name,
+        ),
+        log=log,
+    )
+    addresses = [f"{LOOPBACK}:{port}" for port in ports]
+    try:
+        _wait_until_ready(process, addresses[0], name, models, log_start, timeout_s)
+    except BaseException:
+        http.close(addresses[0])
+        process.stop(grace_s=0)
+        raise
+    return Launched(process=process, http=addresses[0], grpc=addresses[1], metrics=addresses[2])
+
+
+def server_arguments(
+    name: str, repository: Path, models: Sequence[str], ports: Sequence[int]
+) -> list[str]:
+    """Return tritonserver's arguments; `ports` are HTTP, gRPC and metrics."""
+    services = zip(("http", "grpc", "metrics"), ports, strict=True)
+    return [
+        # Tells our server from a stranger that answers at the same address.
+        f"--id={name}",
+        f"--model-repository={repository}",
+        "--model-control-mode=explicit",
+        *[f"--load-model={model}" for model in dict.fromkeys(models)],
+        # With it, every Python model starts twice: once to be asked for its configuration.
+        "--disable-auto-complete-config",
+        "--strict-readiness=true",
+        f"--exit-timeout-secs={EXIT_TIMEOUT_S}",
+        f"--backend-config=python,shm-region-prefix-name={name}",
+        *[
+            argument
+            for service, port in services
+            # Triton's default is every interface.
+            for argument in (f"--{service}-address={LOOPBACK}", f"--{service}-port={port}")
+        ],
+    ]
+
+
+def _wait_until_ready(
+    process: ChildProcess,
+    address: str,
+    name: str,
+    models: Sequence[str],
+    log_start: int,
+    timeout_s: float,
+) -> None:
+    started = time.monotonic()
+    while not _answers_ready(address, name):
+        status = process.poll()
+        _raise_for_log(process.log, log_start)
+        if status is not None:
+            raise died(process, f"before it had loaded {', '.join(models) or 'anything'}")
+        waited_s = time.monotonic() - started
+        if waited_s > timeout_s:
+            raise ServerNotReady(
+                f"triton was not ready after {waited_s:.0f} s, loading {', '.join(models)}; its "
+                f"last lines:\n{process.log_tail(_QUOTED_LINES)}",
+                hint=f"read {process.log}; raise servers.startup_timeout_s if it was still loading",
+            )
+        time.sleep(_POLL_S)
+
+
+def _answers_ready(address: str, name: str) -> bool:
+    try:
+        # The connection is refused until every model is loaded or has failed.
+        status, _ = http.get(address, "/v2/health/ready", timeout_s=1.0)
+        if status != 200:
+            return False
+        status, body = http.get(address, "/v2", timeout_s=1.0)
+    except http.CONNECTION_ERRORS:
+        return False
+    return status == 200 and json.loads(body).get("name") == name
+
+
+def _raise_for_log(log: Path, start: int) -> None:
+    with log.open("rb") as file:
+        file.seek(start)
+        text = file.read().decode("utf-8", "replace")
+    taken = _PORT_TAKEN.search(text)
+    if taken:
+        raise _PortTakenError(taken["address"])
+    failures = load_failures(text)
+    if failures:
+        raise ServerError(
+            "triton could not load its models: " + "\n".join(failures),
+            hint=f"mend the model, its files or its config.pbtxt; the whole log is {log}",
+        )
+
+
+def load_failures(log: str) -> list[str]:
+    """Return why models could not be loaded, in Triton's words, out of its log."""
+    return [m["reason"].replace("\\n", "\n").rstrip() for m in _LOAD_FAILED.finditer(log)]
+
+
+def died(process: ChildProcess, when: str) -> ServerDied:
+    """Return the error for a Triton process that has ended on its own."""
+    status = process.poll()
+    ended = f"was killed by signal {-status}" if status and status < 0 else f"exited with {status}"
+    return ServerDied(
+        f"triton (process {process.pid}) {ended} {when}; its last lines:\n"
+        f"{process.log_tail(_QUOTED_LINES)}",
+        hint=f"read {process.log}; the kernel's log tells whether memory ran out (dmesg)",
+    )

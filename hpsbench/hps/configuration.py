@@ -239,15 +239,18 @@ def read_configuration(path: Path | str) -> Configuration:
     once for each file, with the nearest known one. Raises HpsError, which names file and field,
     for anything that is missing, of the wrong type or against its rule.
     """
-    path = Path(path)
+    return parse_configuration(configuration_text(path), str(path))
+
+
+def configuration_text(path: Path | str) -> str:
+    """Return the file's text; raises HpsError where it cannot be read."""
     try:
-        text = path.read_text("utf-8")
+        return Path(path).read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise HpsError(
             f"configuration {path} cannot be read: {getattr(error, 'strerror', None) or error}",
             hint="give the path of the parameter server's JSON file as ps_config_file",
         ) from error
-    return parse_configuration(text, str(path))
 
 
 def parse_configuration(text: str, source: str) -> Configuration:
@@ -298,15 +301,3 @@ def _document(value: Any) -> Any:
             if f.metadata.get("required") or getattr(value, f.name) != f.default
         }
     return value
-
-
-__all__ = [
-    "Configuration",
-    "ModelConfiguration",
-    "PersistentDatabase",
-    "UpdateSource",
-    "VolatileDatabase",
-    "parse_configuration",
-    "read_configuration",
-    "write_configuration",
-]

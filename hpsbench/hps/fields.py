@@ -34,30 +34,22 @@ class Problem(Exception):  # noqa: N818 - becomes an HpsError, once the file's n
 
 def at_least(low: float, default: _T) -> _T:
     """Return a dataclass field that must be `low` or more."""
-    return dataclasses.field(  # type: ignore[no-any-return, call-overload]
-        default=default, metadata={"low": low, "high": math.inf}
-    )
+    return dataclasses.field(default=default, metadata={"low": low, "high": math.inf})
 
 
 def within(low: float, high: float, default: _T) -> _T:
     """Return a dataclass field that must be from `low` to `high`, both included."""
-    return dataclasses.field(  # type: ignore[no-any-return, call-overload]
-        default=default, metadata={"low": low, "high": high}
-    )
+    return dataclasses.field(default=default, metadata={"low": low, "high": high})
 
 
 def one_of(choices: Sequence[str], default: str) -> str:
     """Return a dataclass field that must be one of `choices`."""
-    return dataclasses.field(  # type: ignore[no-any-return, call-overload]
-        default=default, metadata={"choices": tuple(choices)}
-    )
+    return dataclasses.field(default=default, metadata={"choices": tuple(choices)})
 
 
 def required(default: _T) -> _T:
     """Return a dataclass field that code may leave out, and JSON may not."""
-    return dataclasses.field(  # type: ignore[no-any-return, call-overload]
-        default=default, metadata={"required": True}
-    )
+    return dataclasses.field(default=default, metadata={"required": True})
 
 
 def read_fields(cls: type[_T], values: object, source: str, where: str = "") -> _T:

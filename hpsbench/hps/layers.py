@@ -27,7 +27,8 @@ class _ServedLayer(tf.keras.layers.Layer):  # type: ignore[misc]
         global_batch_size: int,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
+        # Rows are float32 under any dtype policy, and so are the weights of sparse ids.
+        super().__init__(**{"autocast": False, **kwargs})
         if tf.as_dtype(emb_vec_dtype) != tf.float32:
             raise HpsError(
                 f"emb_vec_dtype is {tf.as_dtype(emb_vec_dtype).name}",
@@ -87,6 +88,7 @@ class _TableLayer(_ServedLayer):
         return rows if max_norm is None else tf.clip_by_norm(rows, max_norm, axes=[-1])
 
 
+@tf.keras.utils.register_keras_serializable(package="hpsbench")
 class LookupLayer(_TableLayer):
     """The rows of dense ids, as `tf.nn.embedding_lookup` gives them.
 
@@ -102,11 +104,8 @@ class LookupLayer(_TableLayer):
         """
         return self._rows(_integers(ids), max_norm)
 
-    def compute_output_shape(self, input_shape: Sequence[int | None]) -> tuple[int | None, ...]:
-        """Return the shape of the output for ids of `input_shape`."""
-        return (*input_shape, self.emb_vec_size)
 
-
+@tf.keras.utils.register_keras_serializable(package="hpsbench")
 class SparseLookupLayer(_TableLayer):
     """The combined rows of sparse ids, as `tf.nn.embedding_lookup_sparse` gives them.
 
@@ -150,6 +149,7 @@ class SparseLookupLayer(_TableLayer):
             return _weighted(tf.gather(rows, idx), sp_weights.values, segment_ids, combiner)
 
 
+@tf.keras.utils.register_keras_serializable(package="hpsbench")
 class MultiLookupLayer(_ServedLayer):
     """The rows of several dense id tensors, each from its table, in one operation.
 
@@ -167,8 +167,8 @@ class MultiLookupLayer(_ServedLayer):
         **kwargs: Any,
     ) -> None:
         super().__init__(model_name, emb_vec_dtype, ps_config_file, global_batch_size, **kwargs)
-        self.table_ids = [_whole("table_ids", i, 0) for i in table_ids]
-        self.emb_vec_sizes = [_whole("emb_vec_sizes", size, 1) for size in emb_vec_sizes]
+        self.table_ids = tuple(_whole("table_ids", i, 0) for i in table_ids)
+        self.emb_vec_sizes = tuple(_whole("emb_vec_sizes", n, 1) for n in emb_vec_sizes)
         if not self.table_ids or len(self.table_ids) != len(self.emb_vec_sizes):
             raise HpsError(
                 f"{len(self.table_ids)} table_ids, and {len(self.emb_vec_sizes)} emb_vec_sizes",
@@ -179,8 +179,8 @@ class MultiLookupLayer(_ServedLayer):
         """Return the arguments that make the same layer again."""
         return {
             **super().get_config(),
-            "table_ids": self.table_ids,
-            "emb_vec_sizes": self.emb_vec_sizes,
+            "table_ids": list(self.table_ids),
+            "emb_vec_sizes": list(self.emb_vec_sizes),
         }
 
     def call(self, ids: Sequence[Any]) -> list[Any]:
@@ -197,8 +197,8 @@ class MultiLookupLayer(_ServedLayer):
             operations().hps_multi_lookup(
                 ids=[_integers(tensor) for tensor in ids],
                 model_name=self.model_name,
-                table_ids=self.table_ids,
-                emb_vec_sizes=self.emb_vec_sizes,
+                table_ids=list(self.table_ids),
+                emb_vec_sizes=list(self.emb_vec_sizes),
                 ps_config_file=self.ps_config_file,
                 global_batch_size=self.global_batch_size,
             )

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from hpsbench.errors import HpsError
 from hpsbench.hps.configuration import Configuration, ModelConfiguration, read_configuration
 from hpsbench.hps.native.bindings import NativeModel, TableSpec
-from hpsbench.hps.sparse_model import KEY_FILE, ROWS_FILE, open_sparse_model
+from hpsbench.hps.sparse_model import KEY_FILE, ROWS_FILE, SparseModel, open_sparse_model
 
 _LOG = logging.getLogger("hpsbench.hps")
 
@@ -125,11 +125,23 @@ def open_model(ps_config_file: Path | str, model_name: str) -> ModelTables:
     return ModelTables(configuration, configuration.model(model_name))
 
 
+def _check_int32(sparse_model: SparseModel) -> None:
+    limits = np.iinfo(np.int32)
+    for key in (sparse_model.keys.min(), sparse_model.keys.max()):
+        if not limits.min <= key <= limits.max:
+            raise HpsError(
+                f"sparse model {sparse_model.folder} holds the key {key}, which is no int32",
+                hint="set supportlonglong to true",
+            )
+
+
 def _table_specs(configuration: Configuration, model: ModelConfiguration) -> list[TableSpec]:
     dims = model.embedding_vecsize_per_table
     specs = []
     for i, folder in enumerate(model.sparse_files):
         sparse_model = open_sparse_model(folder, dims[i])
+        if not configuration.supportlonglong:
+            _check_int32(sparse_model)
         specs.append(
             TableSpec(
                 name=model.embedding_table_names[i],

@@ -13,7 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from hpsbench.errors import HpsError
-from hpsbench.hps.configuration import Configuration, parse_configuration
+from hpsbench.hps.configuration import (
+    Configuration,
+    configuration_text,
+    parse_configuration,
+)
 from hpsbench.hps.lookup import ModelTables
 from hpsbench.hps.native import bindings
 
@@ -52,13 +56,7 @@ def Init(**kwargs: Any) -> str:
 
 def _initialise(path: str) -> None:
     global _session
-    try:
-        text = Path(path).read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise HpsError(
-            f"configuration {path} cannot be read: {getattr(error, 'strerror', None) or error}",
-            hint="give the path of the parameter server's JSON file as ps_config_file",
-        ) from error
+    text = configuration_text(path)
     digest = hashlib.sha256(text.encode()).hexdigest()
     with _lock:
         if _session is not None:

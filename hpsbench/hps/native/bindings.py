@@ -15,9 +15,13 @@ import numpy.typing as npt
 from hpsbench.errors import HpsError
 from hpsbench.hps.native import build
 
-OK = 0
-INVALID_ARGUMENT = 3
-FAILED_PRECONDITION = 9
+_OK = 0
+_ALREADY_EXISTS = 6
+_FAILED_PRECONDITION = 9
+_LOAD_HINT = "mend the sparse model, or the configuration that names it"
+_LOAD_HINTS = {
+    _ALREADY_EXISTS: "give fused tables keys of their own, or set fuse_embedding_table to false",
+}
 _INDEX_KINDS = ("direct", "hash")
 
 
@@ -70,7 +74,7 @@ class TableSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class TableFacts:
-    """A loaded table, and how often it was asked: counts since load, parts of a batch alike.
+    """A loaded table, and how often it was asked: counts since load.
 
     `index_bytes` is what the index takes beyond the rows; tables of one fusion group share it.
     """
@@ -138,10 +142,9 @@ class NativeModel:
         status = _core().hps_model_load(
             specs, len(tables), num_threads, ctypes.byref(self._handle), ctypes.byref(error)
         )
-        if status != OK:
+        if status != _OK:
             raise HpsError(
-                error.text.decode(errors="replace"),
-                hint="mend the sparse model or the configuration that names it",
+                error.text.decode(errors="replace"), hint=_LOAD_HINTS.get(status, _LOAD_HINT)
             )
         self.embedding_dims = tuple(self.facts(t).embedding_dim for t in range(len(tables)))
 
@@ -193,8 +196,8 @@ def set_initializer(initialize: Callable[[str, str, int], None]) -> Callable[[],
         except Exception as problem:
             text = f"{problem}" if isinstance(problem, HpsError) else f"{problem!r}"
             error.contents.text = text.encode()[:4095]
-            return FAILED_PRECONDITION
-        return OK
+            return _FAILED_PRECONDITION
+        return _OK
 
     callback = _Initializer(call)
     _core().hps_set_initializer(callback)

@@ -28,6 +28,7 @@ typedef enum {
   HPS_OK = 0,
   HPS_INVALID_ARGUMENT = 3,
   HPS_NOT_FOUND = 5,
+  HPS_ALREADY_EXISTS = 6,
   HPS_RESOURCE_EXHAUSTED = 8,
   HPS_FAILED_PRECONDITION = 9,
 } hps_status;
@@ -59,8 +60,7 @@ typedef struct {
   uint64_t embedding_dim;
   uint64_t index_bytes;  // of the whole index, also where a fusion group shares it
   hps_index_kind index_kind;
-  // Since load: calls of a lookup function (or parts of one, where the caller shared it out among
-  // threads itself), keys asked, and keys answered with the default.
+  // Since load: batches looked up, keys asked, and keys answered with the default.
   uint64_t lookups;
   uint64_t keys;
   uint64_t missing_keys;
@@ -68,8 +68,8 @@ typedef struct {
 
 // Maps the files, checks their sizes, builds the indices on `num_threads` threads (0: one per
 // core) and sets `*model` to a new reference. Fails where a file cannot be mapped or has another
-// size than told, and where two tables of one fusion group hold the same key. Where a key occurs
-// twice in a table, its last row counts.
+// size than told, and with HPS_ALREADY_EXISTS where two tables of one fusion group hold the same
+// key. Where a key occurs twice in a table, its last row counts.
 hps_status hps_model_load(const hps_table_spec* tables, int32_t num_tables, int32_t num_threads,
                           hps_model** model, hps_error* error);
 
@@ -80,13 +80,18 @@ int32_t hps_model_num_tables(const hps_model* model);
 // `table` must be in [0, hps_model_num_tables(model)), here and below.
 void hps_model_table_facts(const hps_model* model, int32_t table, hps_table_facts* facts);
 
+enum {
+  HPS_LARGE_OUTPUT = 1,   // `out` is part of more than caches hold: written past them
+  HPS_NOT_FIRST_PART = 2, // of a batch, which counts as one lookup
+};
+
 // Writes the rows of `keys` (int64[num_keys], or int32[num_keys]) to `out`, a
-// float32[num_keys * embedding_dim], on the calling thread. `large_output` says that `out` is part
-// of a buffer beyond what caches hold, and is then written past them.
+// float32[num_keys * embedding_dim], on the calling thread. A caller that shares a batch out among
+// threads says so in `flags`.
 void hps_lookup_int64(hps_model* model, int32_t table, const int64_t* keys, uint64_t num_keys,
-                      float* out, int32_t large_output);
+                      float* out, uint32_t flags);
 void hps_lookup_int32(hps_model* model, int32_t table, const int32_t* keys, uint64_t num_keys,
-                      float* out, int32_t large_output);
+                      float* out, uint32_t flags);
 
 // Looks up `num_keys[t]` keys of each table t, one table after another, from the flat `keys` into
 // the flat `out`, shared out among the threads of the model (those of hps_model_load).

@@ -84,7 +84,7 @@ struct Table::SharedHashIndex {
 
 template <class Key, class Index>
 void Table::dispatch(const Index& index, const Key* keys, uint64_t n, float* out,
-                     bool large_output) {
+                     uint32_t flags) {
   uint64_t missing = 0;
   const float* const default_row = default_row_.data();
   const auto row = [&](uint64_t number) {
@@ -94,7 +94,7 @@ void Table::dispatch(const Index& index, const Key* keys, uint64_t n, float* out
   };
   const uint64_t dim = embedding_dim_;
   const bool stream =
-      large_output && dim % 8 == 0 && reinterpret_cast<uintptr_t>(out) % sizeof(__m256) == 0;
+      (flags & HPS_LARGE_OUTPUT) && dim % 8 == 0 && reinterpret_cast<uintptr_t>(out) % sizeof(__m256) == 0;
   const auto run = [&](auto known_dim) {
     constexpr uint64_t kDim = decltype(known_dim)::value;
     if (stream) {
@@ -110,21 +110,21 @@ void Table::dispatch(const Index& index, const Key* keys, uint64_t n, float* out
     case 128: run(std::integral_constant<uint64_t, 128>()); break;
     default: run(std::integral_constant<uint64_t, 0>()); break;
   }
-  lookups_.fetch_add(1, std::memory_order_relaxed);
+  if (!(flags & HPS_NOT_FIRST_PART)) lookups_.fetch_add(1, std::memory_order_relaxed);
   keys_.fetch_add(n, std::memory_order_relaxed);
   if (missing != 0) missing_keys_.fetch_add(missing, std::memory_order_relaxed);
 }
 
 template <class Key>
-void Table::lookup(const Key* keys, uint64_t num_keys, float* out, bool large_output) {
+void Table::lookup(const Key* keys, uint64_t num_keys, float* out, uint32_t flags) {
   if (hash_index_) {
-    dispatch(SharedHashIndex{*hash_index_, first_row_}, keys, num_keys, out, large_output);
+    dispatch(SharedHashIndex{*hash_index_, first_row_}, keys, num_keys, out, flags);
   } else {
-    dispatch(DirectIndex{static_cast<uint64_t>(first_key_)}, keys, num_keys, out, large_output);
+    dispatch(DirectIndex{static_cast<uint64_t>(first_key_)}, keys, num_keys, out, flags);
   }
 }
 
-template void Table::lookup(const int64_t*, uint64_t, float*, bool);
-template void Table::lookup(const int32_t*, uint64_t, float*, bool);
+template void Table::lookup(const int64_t*, uint64_t, float*, uint32_t);
+template void Table::lookup(const int32_t*, uint64_t, float*, uint32_t);
 
 }  // namespace hps

@@ -3,6 +3,9 @@
 // HpsLookup asks one table, HpsMultiLookup several at once. An operation that runs for the first
 // time has its model initialised; until then it knows only the attributes it was traced with.
 // Tables are shared out among TensorFlow's intra-op threads, and no operation waits for another.
+#include <sys/mman.h>
+
+#include <algorithm>
 #include <atomic>
 #include <memory>
 #include <string>
@@ -31,6 +34,8 @@ namespace {
 constexpr int64_t kGrain = 512;
 // Bytes of output beyond which it is written past the caches.
 constexpr int64_t kLargeOutput = 16 << 20;
+// Bytes from which an output may be memory fresh from the system.
+constexpr size_t kFreshMemory = 4 << 20;
 
 absl::Status embedding_shape(InferenceContext* c, int input, int64_t emb_vec_size) {
   ShapeHandle shape;
@@ -79,12 +84,24 @@ REGISTER_OP("HpsMultiLookup")
       return absl::OkStatus();
     });
 
-void lookup(hps_model* model, int64_t table, const int64_t* keys, int64_t n, float* out, bool large) {
-  hps_lookup_int64(model, static_cast<int32_t>(table), keys, n, out, large);
+void lookup(hps_model* model, int64_t table, const int64_t* keys, int64_t n, float* out,
+            uint32_t flags) {
+  hps_lookup_int64(model, static_cast<int32_t>(table), keys, n, out, flags);
 }
 
-void lookup(hps_model* model, int64_t table, const int32_t* keys, int64_t n, float* out, bool large) {
-  hps_lookup_int32(model, static_cast<int32_t>(table), keys, n, out, large);
+void lookup(hps_model* model, int64_t table, const int32_t* keys, int64_t n, float* out,
+            uint32_t flags) {
+  hps_lookup_int32(model, static_cast<int32_t>(table), keys, n, out, flags);
+}
+
+// Asks the kernel for huge pages below a large output. It is often fresh memory at that size, and
+// without them the page faults of the first write take longer than the lookup.
+void use_huge_pages(const Tensor& tensor) {
+  constexpr uintptr_t kHugePage = 2 << 20;
+  const uintptr_t begin = reinterpret_cast<uintptr_t>(tensor.data());
+  const uintptr_t first = (begin + kHugePage - 1) & ~(kHugePage - 1);
+  const uintptr_t last = (begin + tensor.TotalBytes()) & ~(kHugePage - 1);
+  if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
 }
 
 using ModelReference = std::shared_ptr<hps_model>;
@@ -131,9 +148,10 @@ class LookupKernel : public OpKernel {
                   embeddings->flat<float>().data()};
       num_keys += ids.NumElements();
       num_bytes += embeddings->TotalBytes();
+      if (embeddings->TotalBytes() >= kFreshMemory) use_huge_pages(*embeddings);
     }
     if (num_keys == 0) return;
-    const bool large = num_bytes >= kLargeOutput;
+    const uint32_t large = num_bytes >= kLargeOutput ? HPS_LARGE_OUTPUT : 0;
     const auto work = [&](int64_t begin, int64_t end) {
       for (size_t i = 0; i < parts.size(); ++i) {
         const Part& part = parts[i];
@@ -142,7 +160,8 @@ class LookupKernel : public OpKernel {
         if (first >= last) continue;
         const int64_t skip = first - part.first_key;
         lookup(model.get(), table_ids_[i], part.keys + skip, last - first,
-               part.out + skip * emb_vec_sizes_[i], large);
+               part.out + skip * emb_vec_sizes_[i],
+               large | (skip != 0 ? HPS_NOT_FIRST_PART : 0));
       }
     };
     const auto* workers = ctx->device()->tensorflow_cpu_worker_threads();

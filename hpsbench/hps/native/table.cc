@@ -115,7 +115,7 @@ void Model::index_group(const std::vector<int32_t>& members, const hps_table_spe
     contiguous = contiguous && is_contiguous(segments.back(), pool_);
   }
   const auto fail_overlap = [&](int32_t one, int32_t other, int64_t key) {
-    throw Error{HPS_INVALID_ARGUMENT,
+    throw Error{HPS_ALREADY_EXISTS,
                 "tables " + tables_[one]->name() + " and " + tables_[other]->name() +
                     " are to be fused, and both hold the key " + std::to_string(key)};
   };
@@ -181,7 +181,8 @@ void Model::lookup_flat(const Key* keys, const uint64_t* num_keys, float* out) {
     total += num_keys[t];
     out += num_keys[t] * table(t).embedding_dim();
   }
-  const bool large = (out - begin_of_output) * sizeof(float) >= kLargeOutput;
+  const uint64_t num_bytes = (out - begin_of_output) * sizeof(float);
+  const uint32_t large = num_bytes >= kLargeOutput ? HPS_LARGE_OUTPUT : 0;
   pool_.run(total, kLookupGrain, [&](uint64_t begin, uint64_t end) {
     for (int32_t t = 0; t < num_tables(); ++t) {
       const Part& part = parts[t];
@@ -190,7 +191,8 @@ void Model::lookup_flat(const Key* keys, const uint64_t* num_keys, float* out) {
       if (first >= last) continue;
       const uint64_t skip = first - part.first_key;
       table(t).lookup(part.keys + skip, last - first,
-                      part.out + skip * table(t).embedding_dim(), large);
+                      part.out + skip * table(t).embedding_dim(),
+                      large | (skip != 0 ? HPS_NOT_FIRST_PART : 0));
     }
   });
 }

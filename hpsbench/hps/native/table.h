@@ -54,11 +54,11 @@ class Table {
   void use_hash_index(std::shared_ptr<const HashIndex> index, uint32_t first_row);
 
   template <class Key>
-  void lookup(const Key* keys, uint64_t num_keys, float* out, bool large_output);
+  void lookup(const Key* keys, uint64_t num_keys, float* out, uint32_t flags);
 
  private:
   template <class Key, class Index>
-  void dispatch(const Index& index, const Key* keys, uint64_t n, float* out, bool large_output);
+  void dispatch(const Index& index, const Key* keys, uint64_t n, float* out, uint32_t flags);
 
   struct DirectIndex;
   struct SharedHashIndex;

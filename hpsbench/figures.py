@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean, geometric_mean, median
 
@@ -44,4 +45,9 @@ def _ratio(measurement: Measurement) -> float | None:
         return 1.0
     if measurement.reference != NATIVE_TF:
         return None
-    return geometric_mean(launch.ratio_p10 for launch in measurement.launches)
+    return typical_ratio([[launch.ratio_p10 for launch in measurement.launches]])
+
+
+def typical_ratio(sessions: Sequence[Sequence[float]]) -> float:
+    """Return the geometric mean of ratios of launches, every session counting the same."""
+    return geometric_mean(map(geometric_mean, sessions))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,9 +16,7 @@ from hpsbench.errors import BaselineError
 from hpsbench.machine import Machine
 from hpsbench.measurements import Measurement
 from hpsbench.verdict import Verdict
-from hpsbench.workload import Workload, benchmark_id, subject_settings, workload_of
-
-__all__ = ["Result", "Run", "baselines_of", "benchmark_id", "latest", "load", "new_run", "save"]
+from hpsbench.workload import Workload, subject_settings, workload_of
 
 SCHEMA_VERSION = 1
 FOLDER = Path(".hpsbench") / "runs"
@@ -108,6 +107,23 @@ def latest(folder: Path) -> Path:
             f"no runs in {folder}", hint="measure first, for example with `tox run -e bench`"
         )
     return paths[-1]
+
+
+def find(folder: Path, name: str) -> Path:
+    """Return the run's file that `name` is the path of, or the one in `folder` it is a prefix of.
+
+    Raises BaselineError unless there is exactly one.
+    """
+    if Path(name).is_file():
+        return Path(name)
+    found = sorted(folder.glob(f"{glob.escape(name)}*.json"))
+    if len(found) == 1:
+        return found[0]
+    if found:
+        problem = f"{len(found)} runs in {folder} begin with {name}"
+    else:
+        problem = f"no run {name} in {folder}"
+    raise BaselineError(problem, hint=f"give a file, or more of its name: see `ls {folder}`")
 
 
 def baselines_of(run: Run) -> list[Baseline]:

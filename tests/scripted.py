@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
+from hpsbench.baselines import Baseline
+from hpsbench.config import load_suite
+from hpsbench.machine import Machine
 from hpsbench.measurements import LaunchMeasurement, Measurement, ServerTimes
+from hpsbench.runs import Result, Run, combined, new_run
 from hpsbench.session import reference_of
+from hpsbench.verdict import Verdict, judge
+from hpsbench.workload import subject_settings, workload_of
 
 STEADY = (1.0, 1.008, 0.994, 1.002)
 
@@ -63,4 +70,44 @@ def _launch(
             compute_infer_ns=round(p10_ns * 0.8),
             compute_output_ns=10_000,
         ),
+    )
+
+
+MACHINE = Machine(
+    cls="cpu-test-2c", fingerprint={"cpu": "Test CPU"}, versions={"tensorflow": "2.21.0"}
+)
+
+
+def run_of(
+    *measurements: Measurement, run_id: str = "20260102T030405Z-aaaaaa", machine: Machine = MACHINE
+) -> Run:
+    """Return the run of a smoke session that measured these, found nothing to compare with."""
+    suite = load_suite("smoke")
+    run = dataclasses.replace(
+        new_run(suite, machine), run_id=run_id, recorded_at="2026-01-02T03:04:05Z"
+    )
+    results = [
+        Result(test=f"tests/test_it.py::test_it[{m.benchmark}]", measurement=m, verdict=verdict(m))
+        for m in measurements
+    ]
+    return dataclasses.replace(run, results=tuple(results))
+
+
+def baseline_of(*sessions: Measurement) -> Baseline:
+    """Return the baseline of one benchmark, measured in these sessions."""
+    runs = [run_of(m, run_id=f"20260102T030405Z-{i:06}") for i, m in enumerate(sessions)]
+    (baseline,) = combined(runs)
+    return baseline
+
+
+def verdict(measurement: Measurement, baseline: Baseline | None = None) -> Verdict:
+    """Return the verdict of the smoke suite on `MACHINE`."""
+    suite = load_suite("smoke")
+    return judge(
+        measurement,
+        baseline,
+        suite.gate,
+        workload=workload_of(suite),
+        under_test={**MACHINE.versions, **subject_settings(suite)},
+        machine=MACHINE.cls,
     )

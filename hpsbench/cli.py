@@ -1,0 +1,197 @@
+"""The `hpsbench` command: what is done between benchmark sessions, which pytest runs."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from hpsbench import baselines, runs
+from hpsbench.errors import BaselineError, BenchError
+from hpsbench.gate import EXIT_PASSED, EXIT_REGRESSED, EXIT_USAGE
+from hpsbench.machine import this_machine
+from hpsbench.report import stored
+from hpsbench.verdict import Outcome
+
+EXIT_CODES = """exit codes:
+  0   done; every check passed
+  1   a check of `doctor` failed (of a pytest session: a benchmark regressed, or a test failed)
+  4   the command line, a configuration or a stored file is wrong
+  10  of a pytest session: a benchmark got no verdict (with --strict-gate, the default under CI)
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(EXIT_USAGE, f"error: {message}\nhint: see `{self.prog} --help`\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code; argparse exits by itself for --help and misuse."""
+    given = _parser().parse_args(argv)
+    command: Callable[[argparse.Namespace], int] = given.command
+    try:
+        return command(given)
+    except BenchError as error:
+        print(f"error: {error.problem}\nhint: {error.hint}", file=sys.stderr)
+        return EXIT_USAGE
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="hpsbench",
+        description="Baselines and checks of the DLRM inference benchmarks; pytest measures.",
+        epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    baseline = commands.add_parser("baseline", help="store, show and compare baselines")
+    actions = baseline.add_subparsers(required=True, metavar="ACTION")
+
+    update = actions.add_parser("update", help="store what runs measured as the baselines")
+    update.add_argument("runs", nargs="*", metavar="RUN", help=_RUN_HELP)
+    update.add_argument(
+        "--append",
+        action="store_true",
+        help="add the runs to the stored ones, which makes the verdicts firmer",
+    )
+    update.add_argument(
+        "--only", action="append", metavar="ID", help="store this benchmark alone; repeatable"
+    )
+    _add_folders(update)
+    update.set_defaults(command=_update)
+
+    show = actions.add_parser("show", help="list the stored baselines, or all of some")
+    show.add_argument("ids", nargs="*", metavar="ID", help="show every launch of this benchmark")
+    show.add_argument("--machine", metavar="CLASS", help="of another class than this machine's")
+    _add_folders(show)
+    show.set_defaults(command=_show)
+
+    diff = actions.add_parser("diff", help="show what `update` would change")
+    diff.add_argument("runs", nargs="*", metavar="RUN", help=_RUN_HELP)
+    _add_folders(diff)
+    diff.set_defaults(command=_diff)
+
+    doctor = commands.add_parser("doctor", help="check whether this machine can measure")
+    doctor.add_argument("--preset", metavar="NAME", help="check for this preset")
+    doctor.add_argument(
+        "--set",
+        dest="overrides",
+        metavar="SECTION.FIELD=VALUE",
+        action="append",
+        default=[],
+        help="change one field of the preset; repeatable",
+    )
+    doctor.set_defaults(command=_doctor)
+    return parser
+
+
+_RUN_HELP = "a run's file, or how its name begins (default: the newest run)"
+
+
+def _add_folders(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--baselines",
+        metavar="DIR",
+        type=Path,
+        default=Path("baselines"),
+        help="folder of the baselines (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--runs",
+        metavar="DIR",
+        dest="runs_dir",
+        type=Path,
+        default=runs.FOLDER,
+        help="folder of the runs (default: %(default)s)",
+    )
+
+
+def _update(given: argparse.Namespace) -> int:
+    chosen = _chosen_runs(given)
+    new = runs.combined(chosen)
+    if given.only is not None:
+        new = _only(given.only, new)
+    stored_ids = {b.benchmark for b in new}
+    for result in (r for run in chosen for r in run.results):
+        regressed = result.verdict.outcome is Outcome.REGRESSED
+        if given.append and regressed and result.measurement.benchmark in stored_ids:
+            raise BaselineError(
+                f"{result.measurement.benchmark} was judged REGRESSED, so this run is no repeat",
+                hint="replace its baseline if that is intended: leave out --append",
+            )
+        if result.measurement.invalid is not None:
+            print(f"left out {result.measurement.benchmark}: {result.measurement.invalid}")
+    if not new:
+        raise BaselineError("these runs hold no valid measurement", hint="measure again")
+    for path in baselines.update(given.baselines, new, append=given.append):
+        print(f"stored {path}")
+    print("review the change with `git diff`, and commit it")
+    return EXIT_PASSED
+
+
+def _show(given: argparse.Namespace) -> int:
+    machine = given.machine or this_machine().cls
+    found = baselines.load(given.baselines, machine)
+    if given.ids:
+        known = list(found.here.values())
+        print("\n\n".join("\n".join(stored.details(b)) for b in _only(given.ids, known)))
+        return EXIT_PASSED
+    print(f"{machine}: {len(found.here)} baselines in {given.baselines}")
+    if found.here:
+        print("\n".join(stored.listing(found.here.values())))
+    others = sorted({cls for classes in found.elsewhere.values() for cls in classes})
+    for other in others:
+        print(f"see also: hpsbench baseline show --machine {other}")
+    return EXIT_PASSED
+
+
+def _diff(given: argparse.Namespace) -> int:
+    chosen = _chosen_runs(given)
+    new = runs.combined(chosen)
+    verdicts = {verdict.benchmark: verdict for run in chosen for verdict in run.verdicts}
+    for machine in dict.fromkeys(run.machine.cls for run in chosen):
+        found = baselines.load(given.baselines, machine)
+        alike = [(run.preset, run.workload) for run in chosen if run.machine.cls == machine]
+        ids = {b.benchmark for b in new}
+        here = {
+            name: baseline
+            for name, baseline in found.here.items()
+            if name in ids or (baseline.preset, baseline.workload) in alike
+        }
+        print(f"{machine}, run {', '.join(r.run_id for r in chosen if r.machine.cls == machine)}")
+        of_machine = [b for b in new if b.machine == machine]
+        print("\n".join(stored.difference(here, of_machine, verdicts)))
+    return EXIT_PASSED
+
+
+def _doctor(given: argparse.Namespace) -> int:
+    # Checking needs TensorFlow and Triton, which the other commands do without.
+    from hpsbench.config import load_suite
+    from hpsbench.doctor import render, run_checks
+    from hpsbench.options import default_preset
+
+    checks = run_checks(load_suite(given.preset or default_preset(), given.overrides))
+    print(render(checks))
+    return EXIT_PASSED if all(check.ok for check in checks) else EXIT_REGRESSED
+
+
+def _chosen_runs(given: argparse.Namespace) -> list[runs.Run]:
+    if not given.runs:
+        return [runs.load(runs.latest(given.runs_dir))]
+    return [runs.load(runs.find(given.runs_dir, name)) for name in given.runs]
+
+
+def _only(ids: Sequence[str], known: Sequence[baselines.Baseline]) -> list[baselines.Baseline]:
+    names = [b.benchmark for b in known]
+    for wanted in ids:
+        if wanted not in names:
+            close = difflib.get_close_matches(wanted, names, n=1)
+            raise BaselineError(
+                f"no benchmark {wanted!r} here",
+                hint=f"did you mean {close[0]}?" if close else f"known: {', '.join(names) or '-'}",
+            )
+    return [b for b in known if b.benchmark in ids]

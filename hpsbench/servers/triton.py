@@ -47,7 +47,7 @@ class TritonServer:
         return self._process.log if self._process is not None else None
 
     def endpoint(self, model: str, timed_models: Sequence[str] | None = None) -> Endpoint:
-        """Return where `model` answers; `timed_models` are an ensemble's steps (default: itself)."""
+        """Return where `model` answers; `timed_models` are an ensemble's steps, else itself."""
         return Endpoint(
             http=self.http,
             grpc=self.grpc,

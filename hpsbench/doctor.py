@@ -1,0 +1,295 @@
+"""Whether this machine can run a suite: one line per finding, each with what to do."""
+
+from __future__ import annotations
+
+import enum
+import importlib
+import os
+import platform
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+import psutil
+
+from hpsbench.config import Suite, environment
+from hpsbench.errors import BenchError, ConfigError
+from hpsbench.machine import find_gpus
+from hpsbench.servers.installation import find_libpython, require_numpy_1
+from hpsbench.servers.probe import probe_triton
+
+GIB = 2**30
+#: A Python-backend model that has imported TensorFlow holds about this much, and so does pytest.
+TENSORFLOW_PROCESS_BYTES = 550 * 2**20
+#: pytest, native_tf, hps_tf, and the two steps of hps_ensemble.
+TENSORFLOW_PROCESSES = 5
+#: The parameter server's index takes 21.3 bytes a key, in each of its two processes, and builds it
+#: from keys of 8 bytes.
+INDEX_BYTES_PER_ROW = 2 * 22 + 8
+#: Dense weights, and what a SavedModel holds beside its variables, for all variants together.
+OTHER_FILES_BYTES = 200 * 2**20
+#: Free memory of less than this much more than the estimate is a warning.
+MEMORY_MARGIN = 1.25
+
+
+class Status(enum.Enum):
+    """How a check ended."""
+
+    OK = "ok"
+    WARNING = "warning"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """One finding; `what_to_do` is empty exactly when all is well."""
+
+    name: str
+    status: Status
+    finding: str
+    what_to_do: str = ""
+
+    def __post_init__(self) -> None:
+        if (self.status is Status.OK) != (not self.what_to_do):
+            raise ValueError(f"{self.name}: {self.status} with {self.what_to_do!r} to do")
+
+    @property
+    def ok(self) -> bool:
+        """Whether the suite can run nevertheless."""
+        return self.status is not Status.FAILED
+
+
+def run_checks(suite: Suite) -> list[Check]:
+    """Look at everything that a run of `suite` needs; starts a real Triton. Takes some seconds."""
+    return [_guarded(name, check, suite) for name, check in CHECKS.items()]
+
+
+def render(checks: Sequence[Check]) -> str:
+    """Return a line for each check: status, name, finding, and what to do."""
+    width = max((len(check.name) for check in checks), default=0)
+    lines = []
+    for check in checks:
+        to_do = f"; {check.what_to_do}" if check.what_to_do else ""
+        status = check.status.value.upper() if not check.ok else check.status.value
+        lines.append(f"{status:<8} {check.name:<{width}}  {check.finding}{to_do}")
+    return "\n".join(lines)
+
+
+def require_memory(suite: Suite) -> None:
+    """Raise ConfigError where the suite needs more memory than is free."""
+    needed, free = needed_memory_bytes(suite), free_memory_bytes()
+    if needed > free:
+        raise ConfigError(
+            f"preset {suite.preset} needs about {needed / GIB:.1f} GiB of memory, "
+            f"this machine has {free / GIB:.1f} GiB free",
+            hint="choose a smaller preset (--preset laptop, smoke), or lower "
+            "--set tables.num_embeddings=ROWS",
+        )
+
+
+def needed_memory_bytes(suite: Suite) -> int:
+    """Return the bytes that a run holds at its widest.
+
+    That is the rows twice (as TensorFlow's variable, and mapped from the page cache for the
+    parameter server), the parameter server's index, and the processes that import TensorFlow.
+    """
+    rows = 2 * suite.tables.num_bytes
+    index = INDEX_BYTES_PER_ROW * suite.tables.num_embeddings
+    return rows + index + TENSORFLOW_PROCESSES * TENSORFLOW_PROCESS_BYTES
+
+
+def free_memory_bytes() -> int:
+    """Return what can be had without swapping: the machine's, or less in a limited container."""
+    free = int(psutil.virtual_memory().available)
+    cgroup = Path("/sys/fs/cgroup")
+    try:
+        limit, current, stat = (
+            (cgroup / name).read_text() for name in ("memory.max", "memory.current", "memory.stat")
+        )
+    except OSError:
+        return free
+    return min(free, cgroup_free_bytes(limit, current, stat) or free)
+
+
+def cgroup_free_bytes(limit: str, current: str, stat: str) -> int | None:
+    """Return the bytes left below a cgroup's limit, from its three files; None without a limit."""
+    if limit.strip() == "max":
+        return None
+    # Pages of files that nobody uses are given back before the limit hurts.
+    reclaimable = re.search(r"^inactive_file (\d+)", stat, re.MULTILINE)
+    left = int(limit) - int(current) + (int(reclaimable[1]) if reclaimable else 0)
+    return max(left, 0)
+
+
+def _guarded(name: str, check: Callable[[Suite], Check], suite: Suite) -> Check:
+    try:
+        return check(suite)
+    except BenchError as error:
+        # The log lines that may follow belong into an exception, not into a table.
+        finding, to_do = error.problem.splitlines()[0], error.hint
+    except Exception as error:
+        finding = " ".join(f"{type(error).__name__}: {error}".split())
+        to_do = "this check itself failed; please report it with the line above"
+    return Check(name=name, status=Status.FAILED, finding=finding, what_to_do=to_do)
+
+
+def _ok(name: str, finding: str) -> Check:
+    return Check(name=name, status=Status.OK, finding=finding)
+
+
+def _python(suite: Suite) -> Check:
+    version = platform.python_version()
+    if suite.servers.triton != "bundled":
+        return _ok("Python", version)
+    return _ok("Python", f"{version}, {find_libpython()}")
+
+
+def _numpy(suite: Suite) -> Check:
+    version = metadata.version("numpy")
+    if suite.servers.triton == "bundled":
+        require_numpy_1(version)
+    return _ok("NumPy", version)
+
+
+def _tensorflow(suite: Suite) -> Check:
+    # Its remarks on the processor would stand between the findings.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    try:
+        import tensorflow as tf
+    except ImportError as error:
+        return Check(
+            name="TensorFlow",
+            status=Status.FAILED,
+            finding=f"cannot be imported: {error}",
+            what_to_do="pip install 'hpsbench[cpu]', or 'hpsbench[gpu]' on a GPU machine",
+        )
+    gpus = len(tf.config.list_physical_devices("GPU"))
+    if find_gpus() and not gpus:
+        return Check(
+            name="TensorFlow",
+            status=Status.WARNING,
+            finding=f"{tf.__version__} sees none of this machine's GPUs",
+            what_to_do="pip uninstall tensorflow-cpu, then pip install 'hpsbench[gpu]'",
+        )
+    return _ok("TensorFlow", f"{tf.__version__} on {f'{gpus} GPU' if gpus else 'CPU'}")
+
+
+def _compiler(suite: Suite) -> Check:
+    cxx = environment().cxx
+    try:
+        output = subprocess.run([cxx, "--version"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        return Check(
+            name="compiler",
+            status=Status.FAILED,
+            finding=f"{cxx} does not run: {error}",
+            what_to_do="apt-get install g++, or name another C++17 compiler in CXX",
+        )
+    return _ok("compiler", output.stdout.splitlines()[0])
+
+
+def _parameter_server(suite: Suite) -> Check:
+    if suite.hps.module != "hpsbench.hps":
+        try:
+            importlib.import_module(suite.hps.module)
+        except ImportError as error:
+            return Check(
+                name="HPS",
+                status=Status.FAILED,
+                finding=f"{suite.hps.module} cannot be imported: {error}",
+                what_to_do="install it, or leave hps.module at hpsbench.hps",
+            )
+        return _ok("HPS", suite.hps.module)
+    from hpsbench.hps.native.build import op_library
+
+    return _ok("HPS", f"native library {op_library()}")
+
+
+def _triton(suite: Suite) -> Check:
+    which = suite.servers.triton
+    with tempfile.TemporaryDirectory(prefix="hpsbench-doctor-") as folder:
+        probe = probe_triton(suite.servers, Path(folder))
+    if "://" in which:
+        return _ok("Triton", f"{probe.version} answers at {which}")
+    return _ok(
+        "Triton", f"{probe.version} ({which}) answers right, ready after {probe.ready_s:.1f} s"
+    )
+
+
+def _gpu(suite: Suite) -> Check:
+    gpus = find_gpus()
+    if not gpus:
+        return _ok("GPU", "none: measured on the CPU")
+    finding = ", ".join(f"{g.name}, {g.memory_bytes / GIB:.0f} GiB" for g in gpus)
+    if suite.tables.num_bytes > gpus[0].memory_bytes:
+        return Check(
+            name="GPU",
+            status=Status.WARNING,
+            finding=f"{finding}: less than the {suite.tables.num_bytes / GIB:.0f} GiB of rows",
+            what_to_do="leave native_tf out, or lower --set tables.num_embeddings=ROWS",
+        )
+    return _ok("GPU", f"{finding} (driver {gpus[0].driver})")
+
+
+def _memory(suite: Suite) -> Check:
+    require_memory(suite)
+    needed, free = needed_memory_bytes(suite), free_memory_bytes()
+    finding = f"{free / GIB:.1f} GiB free, preset {suite.preset} needs about {needed / GIB:.1f} GiB"
+    if free < MEMORY_MARGIN * needed:
+        return Check(
+            name="memory",
+            status=Status.WARNING,
+            finding=finding,
+            what_to_do="close other programs, or the page cache may be lost while it is measured",
+        )
+    return _ok("memory", finding)
+
+
+def _shared_memory(suite: Suite) -> Check:
+    if "://" in suite.servers.triton:
+        return _ok("/dev/shm", "not needed here")
+    values = max(suite.load.batch_sizes) * suite.dlrm.num_slots * suite.tables.embedding_dim
+    # The lookup step of an ensemble gives its vectors out, and the dense step takes them in.
+    return _space("/dev/shm", Path("/dev/shm"), 2 * 4 * values, "docker run --shm-size=4g, or")
+
+
+def _disk(suite: Suite) -> Check:
+    folder = environment().cache_dir
+    while not folder.exists():
+        folder = folder.parent
+    # The sparse model's rows and keys, and TensorFlow's variable.
+    tables = 2 * suite.tables.num_bytes + 8 * suite.tables.num_embeddings
+    return _space("disk", folder, tables + OTHER_FILES_BYTES, "set HPSBENCH_CACHE_DIR, or")
+
+
+def _space(name: str, folder: Path, needed: int, to_do: str) -> Check:
+    free = shutil.disk_usage(folder).free
+    finding = f"{free / GIB:.1f} GiB free in {folder}, {needed / GIB:.1f} GiB needed"
+    if free >= needed:
+        return _ok(name, finding)
+    return Check(
+        name=name,
+        status=Status.FAILED,
+        finding=finding,
+        what_to_do=f"{to_do} choose a smaller preset",
+    )
+
+
+#: In the order of the report.
+CHECKS: dict[str, Callable[[Suite], Check]] = {
+    "Python": _python,
+    "NumPy": _numpy,
+    "TensorFlow": _tensorflow,
+    "compiler": _compiler,
+    "HPS": _parameter_server,
+    "Triton": _triton,
+    "GPU": _gpu,
+    "memory": _memory,
+    "/dev/shm": _shared_memory,
+    "disk": _disk,
+}

@@ -95,7 +95,6 @@ def run_session(
                     sleep=sleep,
                 )
                 runs[size].append(_run_batch_size(loop, launched, needed(plan, size), size))
-            estimate.ends()
     return {
         (variant, size): measure(
             runs[size],
@@ -153,8 +152,9 @@ class _Estimate:
 
     def starts(self, launch: int, batch_size: int | None) -> Progress:
         """Close the stage before, open this one, and say where the session is."""
-        self.ends()
         now_ns = self._clock_ns()
+        if self._stage_begun_ns is not None:
+            self._took_ns[self._stage].append(now_ns - self._stage_begun_ns)
         self._stage, self._stage_begun_ns = batch_size, now_ns
         return Progress(
             launch=launch,
@@ -163,12 +163,6 @@ class _Estimate:
             elapsed_s=(now_ns - self._begun_ns) / 1e9,
             eta_s=self._left_s(launch),
         )
-
-    def ends(self) -> None:
-        """Close the open stage, if there is one."""
-        if self._stage_begun_ns is not None:
-            self._took_ns[self._stage].append(self._clock_ns() - self._stage_begun_ns)
-            self._stage_begun_ns = None
 
     def _left_s(self, launch: int) -> float | None:
         measured = [ns for stage in self._stages[1:] for ns in self._took_ns[stage]]

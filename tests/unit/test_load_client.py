@@ -280,7 +280,8 @@ def test_after_an_error_status_the_next_request_is_answered() -> None:
 
 def test_a_server_that_closes_after_each_answer_is_asked_over_new_connections() -> None:
     closing = answer(headers="Connection: close\r\n")
-    with client_of([[closing]], [[closing]]) as client:
+    with client_of([[closing]], [[closing]], [[closing]]) as client:
+        client.send()
         client.send()
         np.testing.assert_array_equal(client.infer()["output"], OUTPUT)
 

@@ -241,6 +241,20 @@ def test_one_that_keeps_failing_is_given_up_and_the_others_go_on() -> None:
     assert len(runs["b"].records) == 100
 
 
+def test_one_that_fails_now_and_then_is_not_given_up() -> None:
+    machine = FakeMachine()
+    runs = machine.loop().run([machine.participant("a", MS, fails=lambda i: i % 2 == 0)])
+    assert runs["a"].gave_up is None
+    assert runs["a"].records.failed == 50
+
+
+def test_without_warm_up_one_request_still_tells_the_cost() -> None:
+    machine = FakeMachine()
+    runs = machine.loop(warmup_requests=0).run([machine.participant("a", MS)])
+    assert len(runs["a"].records) == 100
+    assert len(machine.asked) == 101
+
+
 def test_one_that_fails_from_the_first_request_is_given_up_in_the_warm_up() -> None:
     machine = FakeMachine()
     runs = machine.loop(warmup_requests=GIVE_UP_AFTER).run(

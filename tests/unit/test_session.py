@@ -55,6 +55,7 @@ class FakeHost:
             yield self
         finally:
             self.stopped += 1
+            self.now_ns += self.startup_ms * MS // 2
 
     def check_alive(self) -> None:
         if self.dead:

@@ -32,20 +32,23 @@ def get(address: str, path: str, *, timeout_s: float = 10.0) -> tuple[int, bytes
     with _kept_lock:
         kept = _kept.setdefault(address, _Kept(http.client.HTTPConnection(address)))
     with kept.lock:
-        fresh = kept.connection.sock is None
-        kept.connection.timeout = timeout_s
+        connection = kept.connection
+        connection.timeout = timeout_s
+        fresh = connection.sock is None
+        if connection.sock is not None:
+            connection.sock.settimeout(timeout_s)
         try:
-            return _exchange(kept.connection, "GET", path, None)
+            return _exchange(connection, "GET", path, None)
+        except CONNECTION_ERRORS as error:
+            connection.close()
+            if fresh or isinstance(error, TimeoutError):
+                raise
+        # The server may have closed a connection that was idle for long.
+        try:
+            return _exchange(connection, "GET", path, None)
         except CONNECTION_ERRORS:
-            kept.connection.close()
-            if fresh:
-                raise
-            # The server may have closed a connection that was idle for long.
-            try:
-                return _exchange(kept.connection, "GET", path, None)
-            except CONNECTION_ERRORS:
-                kept.connection.close()
-                raise
+            connection.close()
+            raise
 
 
 def post(address: str, path: str, body: bytes = b"{}", *, timeout_s: float) -> tuple[int, bytes]:

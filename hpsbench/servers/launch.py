@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import socket
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,23 +43,24 @@ class Launched:
     metrics: str
 
 
-class PortHold:
-    """A loopback port that no other process is given, while Triton can bind it.
+@contextlib.contextmanager
+def held_port() -> Iterator[int]:
+    """Yield a free loopback port that no other process is given meanwhile, and Triton can bind.
 
     Triton binds its ports only after it has loaded its models, which may take minutes. A socket
     that is bound with SO_REUSEADDR and does not listen keeps the kernel from handing the port out,
     and does not hinder Triton, which sets SO_REUSEADDR too.
     """
-
-    def __init__(self, port: int = 0) -> None:
-        self._socket = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        self._socket.bind((LOOPBACK, port))
-        self.port: int = self._socket.getsockname()[1]
-
-    def release(self) -> None:
-        """Give the port back."""
-        self._socket.close()
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as holder:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            holder.bind((LOOPBACK, 0))
+        except OSError as error:
+            raise ServerError(
+                f"no free port on {LOOPBACK}: {error.strerror}",
+                hint="see what holds them all: ss -tan",
+            ) from error
+        yield holder.getsockname()[1]
 
 
 def launch(
@@ -75,16 +77,12 @@ def launch(
     ServerError when a model cannot be loaded or the ports are taken time and again.
     """
     for _ in range(_PORT_ATTEMPTS):
-        holds = [PortHold() for _ in range(3)]
-        try:
-            return _launch_on(
-                [hold.port for hold in holds], installation, repository, models, log, timeout_s
-            )
-        except _PortTakenError as error:
-            taken = error.address
-        finally:
-            for hold in holds:
-                hold.release()
+        with contextlib.ExitStack() as stack:
+            ports = [stack.enter_context(held_port()) for _ in range(3)]
+            try:
+                return _launch_on(ports, installation, repository, models, log, timeout_s)
+            except _PortTakenError as error:
+                taken = error.address
     raise ServerError(
         f"triton found its port taken {_PORT_ATTEMPTS} times, last {taken}",
         hint="another program takes free ports as they are chosen: end it, or run apart from it",
@@ -106,7 +104,7 @@ def _launch_on(
     timeout_s: float,
 ) -> Launched:
     name = f"hpsbench-{uuid.uuid4().hex[:12]}"
-    log_start = log.stat().st_size if log.exists() else 0
+    watch = _LogWatch(log)
     process = ChildProcess(
         Command(
             arguments=[
@@ -122,7 +120,7 @@ def _launch_on(
     )
     addresses = [f"{LOOPBACK}:{port}" for port in ports]
     try:
-        _wait_until_ready(process, addresses[0], name, models, log_start, timeout_s)
+        _wait_until_ready(process, watch, addresses[0], name, models, timeout_s)
     except BaseException:
         http.close(addresses[0])
         process.stop(grace_s=0)
@@ -157,16 +155,16 @@ def server_arguments(
 
 def _wait_until_ready(
     process: ChildProcess,
+    watch: _LogWatch,
     address: str,
     name: str,
     models: Sequence[str],
-    log_start: int,
     timeout_s: float,
 ) -> None:
     started = time.monotonic()
     while not _answers_ready(address, name):
         status = process.poll()
-        _raise_for_log(process.log, log_start)
+        watch.check()
         if status is not None:
             raise died(process, f"before it had loaded {', '.join(models) or 'anything'}")
         waited_s = time.monotonic() - started
@@ -191,19 +189,28 @@ def _answers_ready(address: str, name: str) -> bool:
     return status == 200 and json.loads(body).get("name") == name
 
 
-def _raise_for_log(log: Path, start: int) -> None:
-    with log.open("rb") as file:
-        file.seek(start)
-        text = file.read().decode("utf-8", "replace")
-    taken = _PORT_TAKEN.search(text)
-    if taken:
-        raise _PortTakenError(taken["address"])
-    failures = load_failures(text)
-    if failures:
-        raise ServerError(
-            "triton could not load its models: " + "\n".join(failures),
-            hint=f"mend the model, its files or its config.pbtxt; the whole log is {log}",
-        )
+class _LogWatch:
+    """Reads what is new in a log, and raises for what Triton gives up about."""
+
+    def __init__(self, log: Path) -> None:
+        self._log = log
+        self._position = log.stat().st_size if log.exists() else 0
+
+    def check(self) -> None:
+        with self._log.open("rb") as file:
+            file.seek(self._position)
+            new = file.read()
+        # A line that is still being written is read again.
+        complete = new[: new.rfind(b"\n") + 1]
+        self._position += len(complete)
+        text = complete.decode("utf-8", "replace")
+        if taken := _PORT_TAKEN.search(text):
+            raise _PortTakenError(taken["address"])
+        if failures := load_failures(text):
+            raise ServerError(
+                "triton could not load its models: " + "\n".join(failures),
+                hint=f"mend the model, its files or its config.pbtxt; all of the log: {self._log}",
+            )
 
 
 def load_failures(log: str) -> list[str]:

@@ -29,6 +29,7 @@ from typing import Any
 SCRATCH = "{scratch}"
 
 _SHARED_MEMORY = Path("/dev/shm")
+_TEMPORARY = Path("/tmp")
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _POLL_S = 0.01
@@ -175,12 +176,36 @@ def _live_descendants(root: int) -> list[int]:
 
 
 def remove_leftovers(shared_memory_prefix: str, scratch: Path | None) -> None:
-    """Remove the shared memory regions of this prefix, and the scratch folder."""
+    """Remove the shared memory regions of this prefix, the scratch folder and Triton's own."""
     if shared_memory_prefix:
         for region in _SHARED_MEMORY.glob(f"{shared_memory_prefix}*"):
             region.unlink(missing_ok=True)
     if scratch is not None:
         shutil.rmtree(scratch, ignore_errors=True)
+    remove_environment_folders(_TEMPORARY)
+
+
+def remove_environment_folders(parent: Path) -> None:
+    """Remove the empty folders that killed Python backends left, unless a Triton still runs.
+
+    The backend makes `python_env_XXXXXX` below /tmp, whatever TMPDIR says, and nothing tells whose
+    it is: so the last Triton of this user to end removes them all.
+    """
+    if _another_triton_runs():
+        return
+    for folder in parent.glob("python_env_??????"):
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+
+
+def _another_triton_runs() -> bool:
+    for command in Path("/proc").glob("[0-9]*/comm"):
+        with contextlib.suppress(OSError):
+            if command.read_text().strip() == "tritonserver":
+                status = (command.parent / "stat").read_text().rpartition(")")[2].split()[0]
+                if status != "Z":
+                    return True
+    return False
 
 
 if __name__ == "__main__":

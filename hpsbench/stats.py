@@ -51,22 +51,6 @@ def percentile_ns(latencies_ns: npt.ArrayLike, q: float) -> int:
     return round(float(np.percentile(_one_or_more(latencies_ns), q)))
 
 
-def samples_per_second(batch_size: int, mean_ns: float) -> float:
-    """Return how many samples one outstanding request after the other gets answered a second."""
-    return batch_size * 1e9 / mean_ns
-
-
-def geometric_mean(ratios: npt.ArrayLike) -> float:
-    """Return the geometric mean, right for ratios: that of r and 1/r is 1.
-
-    Raises ValueError where there is no ratio, or one is not positive.
-    """
-    values = _one_or_more(ratios)
-    if (values <= 0).any():
-        raise ValueError("a ratio must be positive")
-    return float(np.exp(np.log(values).mean()))
-
-
 def _one_or_more(values: npt.ArrayLike) -> npt.NDArray[Any]:
     array = np.asarray(values)
     if array.ndim != 1 or not len(array):

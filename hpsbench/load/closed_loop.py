@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from hpsbench.errors import RequestError
 from hpsbench.load.client import Client
-from hpsbench.load.interleaved import GIVE_UP_AFTER, no_garbage_collection
+from hpsbench.load.interleaved import GIVE_UP_AFTER, look_for_death, no_garbage_collection
 from hpsbench.load.records import Recorder, Records
 
 
@@ -28,6 +28,7 @@ class ClosedLoop:
     min_requests: int = 20
     measure_s: float = 2.0
     clock_ns: Callable[[], int] = time.perf_counter_ns
+    sleep: Callable[[float], None] = time.sleep
 
     def __post_init__(self) -> None:
         if self.concurrency < 1 or self.measure_s <= 0:
@@ -101,7 +102,8 @@ class _Loop:
 
     def __init__(self, plan: ClosedLoop, client: Client, check_alive: Callable[[], None]) -> None:
         self.recorder = Recorder()
-        self._send, self._check_alive, self._clock_ns = client.send, check_alive, plan.clock_ns
+        self._send, self._check_alive = client.send, check_alive
+        self._clock_ns, self._sleep = plan.clock_ns, plan.sleep
         self._warmup_requests = plan.warmup_requests
         self._min_requests = -(-plan.min_requests // plan.concurrency)
 
@@ -116,7 +118,7 @@ class _Loop:
     def ask(self, deadline_ns: int, stop: threading.Event | None = None) -> None:
         failures_in_a_row = 0
         while self._clock_ns() < deadline_ns or len(self.recorder) < self._min_requests:
-            if failures_in_a_row >= GIVE_UP_AFTER or (stop is not None and stop.is_set()):
+            if stop is not None and stop.is_set():
                 return
             sent_ns, error = self._clock_ns(), None
             try:
@@ -127,3 +129,6 @@ class _Loop:
             failures_in_a_row = 0 if error is None else failures_in_a_row + 1
             if error is not None:
                 self._check_alive()
+            if failures_in_a_row >= GIVE_UP_AFTER:
+                look_for_death(self._check_alive, self._sleep)
+                return

@@ -28,6 +28,7 @@ MAX_REQUESTS = 1000
 #: Triton counts a request after it has answered it, so a reading may have to wait this long.
 SETTLE_NS = 1_000_000_000
 _SETTLE_STEP_S = 0.005
+_DEATH_CHECKS, _DEATH_CHECK_STEP_S = 20, 0.05
 
 #: A model on a server: (HTTP address, model name).
 Step: TypeAlias = tuple[str, str]
@@ -163,6 +164,8 @@ class Interleaved:
         except RequestError as error:
             asked.add(sent_ns, clock_ns(), error.problem)
             check_alive()
+            if asked.gave_up is not None:
+                look_for_death(check_alive, self.sleep)
             return None
         received_ns = clock_ns()
         asked.add(sent_ns, received_ns, None)
@@ -272,6 +275,13 @@ def _reader(participant: Participant, step: Step) -> Callable[[], ModelStatistic
     read = participant.statistics
     assert read is not None  # a participant without statistics has no steps
     return lambda: read(step[1])
+
+
+def look_for_death(check_alive: Callable[[], None], sleep: Callable[[float], None]) -> None:
+    """Call `check_alive` for a while: connections break before a killed process is found dead."""
+    for _ in range(_DEATH_CHECKS):
+        sleep(_DEATH_CHECK_STEP_S)
+        check_alive()
 
 
 @contextmanager

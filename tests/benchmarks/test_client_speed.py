@@ -9,13 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tritonclient.http
-from hpsbench.servers.triton import running_triton
 
 from hpsbench.config import ServerConfig, environment
 from hpsbench.load.client import connect
 from hpsbench.load.interleaved import Interleaved, Participant
 from hpsbench.load.perf_analyzer import find_or_fetch_perf_analyzer
 from hpsbench.servers.endpoint import Endpoint
+from hpsbench.servers.triton import running_triton
+
+pytestmark = pytest.mark.server
 
 REPOSITORY = Path(__file__).parent.parent / "server" / "repository"
 ALTERNATIONS = 7

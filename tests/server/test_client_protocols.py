@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tritonclient.http
-from hpsbench.servers.triton import TritonServer, running_triton
 
 from hpsbench.config import ServerConfig
 from hpsbench.errors import RequestError
@@ -16,6 +15,9 @@ from hpsbench.load.client import connect
 from hpsbench.load.closed_loop import ClosedLoop
 from hpsbench.load.interleaved import Interleaved, Participant
 from hpsbench.measurements import measure
+from hpsbench.servers.triton import TritonServer, running_triton
+
+pytestmark = pytest.mark.server
 
 REPOSITORY = Path(__file__).parent / "repository"
 PROTOCOLS = ("http", "grpc")

@@ -99,8 +99,23 @@ def test_failed_requests_are_recorded(concurrency: int) -> None:
 
 
 def test_a_client_that_keeps_failing_stops() -> None:
-    records = ClosedLoop(measure_s=60).run(lambda: FakeClient(fails=range(1000)))
+    slept: list[float] = []
+    loop = ClosedLoop(measure_s=60, sleep=slept.append)
+    records = loop.run(lambda: FakeClient(fails=range(1000)))
     assert len(records) == records.failed == GIVE_UP_AFTER
+    assert sum(slept) == pytest.approx(1.0)
+
+
+def test_a_server_that_is_found_dead_only_later_ends_the_loop_all_the_same() -> None:
+    slept: list[float] = []
+
+    def check_alive() -> None:
+        if sum(slept) > 0.2:
+            raise ServerDied("triton ended", hint="read its log")
+
+    loop = ClosedLoop(measure_s=60, sleep=slept.append)
+    with pytest.raises(ServerDied):
+        loop.run(lambda: FakeClient(fails=range(1000)), check_alive)
 
 
 @pytest.mark.parametrize("concurrency", [1, 3])

@@ -282,6 +282,20 @@ def test_a_dead_server_ends_the_run_at_its_next_failed_request(dies_after: int) 
     assert gc.isenabled()
 
 
+def test_a_server_that_is_found_dead_only_later_ends_the_run_all_the_same() -> None:
+    machine = FakeMachine()
+
+    def check_alive() -> None:
+        # Its connections broke at once; that its process ended shows 200 ms later.
+        if machine.now_ns > 30 * MS + 200 * MS:
+            raise ServerDied("triton ended with status -9", hint="read its log")
+
+    participants = [machine.participant(n, 1, fails=lambda i: i >= 9) for n in "ab"]
+    with pytest.raises(ServerDied):
+        machine.loop().run(participants, check_alive)
+    assert machine.now_ns < 500 * MS
+
+
 def test_a_server_that_dies_unnoticed_ends_the_run_at_the_end_of_the_round() -> None:
     machine = FakeMachine()
 

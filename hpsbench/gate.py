@@ -136,11 +136,11 @@ class RecordedClock:
 def replay(
     benchmark: BenchmarkFixture, clock: RecordedClock, measurement: Measurement, verdict: Verdict
 ) -> None:
-    """Hand a measurement to pytest-benchmark, whose `timer` must be `clock.seconds`.
-
-    Without a recorded latency it takes note of a failed benchmark, which it reports nowhere.
-    """
+    """Hand a measurement to pytest-benchmark, whose `timer` must be `clock.seconds`."""
     latencies_ns = [ns for launch in measurement.launches for ns in launch.latencies_ns]
+    if not latencies_ns:
+        replay_nothing(benchmark, clock)
+        return
     benchmark.group = benchmark.group or f"batch size {measurement.batch_size}"
     benchmark.extra_info.update(
         benchmark=measurement.benchmark,
@@ -162,8 +162,13 @@ def replay(
         ],
     )
     clock.load(latencies_ns)
+    benchmark.pedantic(clock.play, rounds=len(latencies_ns), iterations=1)
+
+
+def replay_nothing(benchmark: BenchmarkFixture, clock: RecordedClock) -> None:
+    """Let pytest-benchmark see a benchmark that failed, which it neither reports nor misses."""
     with suppress(LookupError):
-        benchmark.pedantic(clock.play, rounds=max(1, len(latencies_ns)), iterations=1)
+        benchmark.pedantic(clock.play, rounds=1, iterations=1)
 
 
 def _below(node: str, prefix: str) -> bool:

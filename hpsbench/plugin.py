@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -140,7 +140,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 @pytest.fixture(name="gate")
 def _gate(
     request: pytest.FixtureRequest, benchmark: gate.BenchmarkFixture
-) -> Callable[[Measurement], Verdict]:
+) -> Iterator[Callable[[Measurement], Verdict]]:
     """Record a measurement, judge it against its baseline, and hand it to pytest-benchmark.
 
     Call it once in a test. The test fails after its body if the verdict is REGRESSED or INVALID.
@@ -156,7 +156,9 @@ def _gate(
         gate.replay(benchmark, item.stash[_CLOCK_KEY], measurement, verdict)
         return verdict
 
-    return judge
+    yield judge
+    if _VERDICT_KEY not in item.stash:
+        gate.replay_nothing(benchmark, item.stash[_CLOCK_KEY])
 
 
 @pytest.fixture(scope="session")
@@ -188,6 +190,8 @@ def progress(request: pytest.FixtureRequest) -> Callable[[Progress], None]:
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
     yield
     verdict = item.stash.get(_VERDICT_KEY, None)
+    if verdict is None and _is_gated(item):
+        pytest.fail("the test has the gate fixture, and measured nothing with it", pytrace=False)
     if verdict is not None and verdict.outcome in gate.FAILING:
         item.config.stash[_STATE_KEY].failed_by_gate.add(item.nodeid)
         text = f"{verdict.outcome.value} {verdict.text}\n{verdict.hint}"

@@ -190,7 +190,7 @@ def judge(
     )
     outcome = p10.outcome
     if p50.outcome in (Outcome.REGRESSED, Outcome.INCONCLUSIVE):
-        outcome = min(outcome, p50.outcome, key=list(Outcome).index)
+        outcome = min(outcome, p50.outcome, key=_urgency)
     return Verdict(
         outcome=outcome,
         benchmark=name,
@@ -262,16 +262,26 @@ def _unjudged(
 def _text(
     candidate: Measurement, baseline: Baseline, policy: GateConfig, p10: Change, p50: Change
 ) -> str:
+    named = [("p10", p10), ("p50", p50)]
+    # What decided stands first, and alone is given with its interval.
+    if _urgency(p50.outcome) < min(_urgency(p10.outcome), _urgency(Outcome.IMPROVED)):
+        named.reverse()
+    (name, first), (other_name, other) = named
+    low, high = first.value - first.margin, first.value + first.margin
     runs = len(baseline.runs)
-    low, high = p10.value - p10.margin, p10.value + p10.margin
     return (
-        f"{candidate.benchmark}: p10 {_percent(p10.value)} (limit {_percent(p10.limit)}, "
-        f"{policy.confidence:.0%} interval {_percent(low)} to {_percent(high)}), "
-        f"p50 {_percent(p50.value)} (limit {_percent(p50.limit)}), as ratios to "
-        f"{candidate.reference}; {len(candidate.launches)} launches against "
-        f"{baseline.num_launches} in {runs} run{'s' if runs > 1 else ''} of "
-        f"{baseline.recorded_at[:10]}"
+        f"{candidate.benchmark}: {name} {abs(math.expm1(first.value)):.1%} "
+        f"{'slower' if first.value > 0 else 'faster'} than its baseline (limit "
+        f"{math.expm1(first.limit):.1%}, {policy.confidence:.0%} interval {_percent(low)} to "
+        f"{_percent(high)}), {other_name} {_percent(other.value)} (limit "
+        f"{math.expm1(other.limit):.1%}), as ratios to {candidate.reference}; "
+        f"{len(candidate.launches)} launches against {baseline.num_launches} in "
+        f"{runs} run{'s' if runs > 1 else ''} of {baseline.recorded_at[:10]}"
     )
+
+
+def _urgency(outcome: Outcome) -> int:
+    return list(Outcome).index(outcome)
 
 
 def _since(candidate: Measurement, baseline: Baseline, under_test: Mapping[str, str]) -> str:

@@ -100,7 +100,9 @@ def baseline_of(*sessions: Measurement) -> Baseline:
     return baseline
 
 
-def verdict(measurement: Measurement, baseline: Baseline | None = None) -> Verdict:
+def verdict(
+    measurement: Measurement, baseline: Baseline | None = None, *, elsewhere: Sequence[str] = ()
+) -> Verdict:
     """Return the verdict of the smoke suite on `MACHINE`."""
     suite = load_suite("smoke")
     return judge(
@@ -110,4 +112,5 @@ def verdict(measurement: Measurement, baseline: Baseline | None = None) -> Verdi
         workload=workload_of(suite),
         under_test={**MACHINE.versions, **subject_settings(suite)},
         machine=MACHINE.cls,
+        elsewhere=elsewhere,
     )

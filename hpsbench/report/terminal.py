@@ -14,7 +14,7 @@ from hpsbench.session import NATIVE_TF, Progress
 from hpsbench.verdict import Outcome, Verdict
 
 _ORDER = list(Outcome)
-_BATCH_WIDTH = 7
+_BATCH_WIDTH = 8
 _LABEL_WIDTH = 18
 _MIN_COLUMN = 12
 
@@ -84,11 +84,11 @@ def verdict_lines(verdicts: Sequence[Verdict], *, width: int) -> list[Line]:
         if hint:
             lines += _wrapped(hint, first=f"{'':14}-> ", width=width)
     counts = ", ".join(
-        f"{sum(v.outcome is outcome for v in verdicts)} {outcome.value}"
+        f"{sum(v.outcome is outcome for v in verdicts)}\u00a0{outcome.value}"
         for outcome in Outcome
         if any(v.outcome is outcome for v in verdicts)
     )
-    return [*lines, Line(text=f"verdicts: {counts}", bold=True)] if counts else lines
+    return lines + _wrapped(counts, first="verdicts: ", width=width, bold=True)
 
 
 def closing_lines(run: Run, *, strict: bool, stored: str | None) -> list[Line]:
@@ -161,11 +161,13 @@ def _labelled(batch: str, label: str, rest: str) -> str:
 
 def _said(verdict: Verdict) -> str:
     if verdict.outcome is Outcome.PASS and verdict.change is not None:
-        return f"{verdict.benchmark}: p10 {verdict.change:+.1%} (limit {verdict.limit:+.1%})"
+        return f"{verdict.benchmark}: p10 {verdict.change:+.1%} (limit {verdict.limit:.1%})"
     return verdict.text
 
 
-def _wrapped(text: str, *, first: str, width: int, color: str | None = None) -> list[Line]:
+def _wrapped(
+    text: str, *, first: str, width: int, color: str | None = None, bold: bool = False
+) -> list[Line]:
     wrapped = textwrap.wrap(
         text,
         width=max(width, 40) - 1,
@@ -174,7 +176,7 @@ def _wrapped(text: str, *, first: str, width: int, color: str | None = None) -> 
         break_long_words=False,
         break_on_hyphens=False,
     )
-    return [Line(text=line, color=color) for line in wrapped]
+    return [Line(text=line.replace("\u00a0", " "), color=color, bold=bold) for line in wrapped]
 
 
 def _color(outcome: Outcome) -> str:

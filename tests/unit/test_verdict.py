@@ -1,0 +1,300 @@
+"""The verdict: every outcome by a case, its laws by Hypothesis, its promise by simulation."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hpsbench.config import GateConfig, load_suite
+from hpsbench.verdict import (
+    P50_NOISE_THRESHOLD,
+    SESSION_SPREAD,
+    Change,
+    Outcome,
+    compare,
+    judge,
+    vanished,
+)
+from hpsbench.workload import workload_of
+from tests.scripted import MACHINE, baseline_of, measurement, verdict
+
+BASELINE = baseline_of(measurement())
+#: Ten quiet sessions that differ by half a percent: a firm baseline.
+FIRM = baseline_of(*(measurement(slowdown=1 + 0.005 * (i % 3 - 1)) for i in range(10)))
+
+
+@pytest.mark.parametrize(
+    ("candidate", "expected"),
+    [
+        pytest.param(measurement(), Outcome.PASS, id="unchanged"),
+        pytest.param(measurement(slowdown=1.02), Outcome.PASS, id="within-noise"),
+        pytest.param(measurement(slowdown=1.05), Outcome.INCONCLUSIVE, id="slower-not-surely"),
+        pytest.param(measurement(slowdown=1.20), Outcome.REGRESSED, id="slower"),
+        pytest.param(measurement(slowdown=0.95), Outcome.PASS, id="faster-not-surely"),
+        pytest.param(measurement(slowdown=0.80), Outcome.IMPROVED, id="faster"),
+        pytest.param(
+            measurement(slowdown_p50=1.30), Outcome.REGRESSED, id="median-slower-p10-unchanged"
+        ),
+        pytest.param(
+            measurement(slowdown_p50=1.12), Outcome.INCONCLUSIVE, id="median-slower-not-surely"
+        ),
+        pytest.param(measurement(slowdown_p50=1.08), Outcome.PASS, id="median-within-noise"),
+        pytest.param(
+            measurement(slowdown=0.80, slowdown_p50=1.30), Outcome.REGRESSED, id="p50-worsens-p10"
+        ),
+        pytest.param(measurement(launches=(1.2,)), Outcome.INCONCLUSIVE, id="one-launch"),
+        pytest.param(measurement(invalid="3 failed"), Outcome.INVALID, id="invalid"),
+        pytest.param(measurement(launches=()), Outcome.INVALID, id="no-launch"),
+    ],
+)
+def test_a_change_has_one_outcome(candidate: object, expected: Outcome) -> None:
+    assert verdict(candidate, BASELINE).outcome is expected  # type: ignore[arg-type]
+
+
+def test_a_firm_baseline_resolves_what_a_single_session_cannot() -> None:
+    slower = measurement(slowdown=1.05)
+    assert verdict(slower, BASELINE).outcome is Outcome.INCONCLUSIVE
+    assert verdict(slower, FIRM).outcome is Outcome.REGRESSED
+
+
+def test_sessions_that_differ_widen_the_limit() -> None:
+    wide = baseline_of(*(measurement(slowdown=1 + 0.08 * (i % 3 - 1)) for i in range(10)))
+    firm_limit, wide_limit = (verdict(measurement(), b).limit for b in (FIRM, wide))
+    assert firm_limit is not None
+    assert wide_limit is not None
+    assert wide_limit > 3 * firm_limit
+    assert verdict(measurement(slowdown=1.08), wide).outcome is Outcome.INCONCLUSIVE
+
+
+def test_the_figures_are_fractions_and_the_interval_holds_the_change() -> None:
+    found = verdict(measurement(slowdown=1.2), BASELINE)
+    assert found.change == pytest.approx(0.2, abs=1e-6)
+    assert found.change_p50 == pytest.approx(0.2, abs=1e-6)
+    assert found.low is not None
+    assert found.high is not None
+    assert found.limit is not None
+    assert 0.03 < found.limit < found.low < found.change < found.high
+
+
+def test_the_limit_is_never_below_the_noise_threshold() -> None:
+    policy = GateConfig(noise_threshold=0.2)
+    suite = load_suite("smoke")
+    found = judge(
+        measurement(slowdown=1.15),
+        BASELINE,
+        policy,
+        workload=workload_of(suite),
+        under_test={},
+        machine=MACHINE.cls,
+    )
+    assert found.outcome is Outcome.PASS
+    assert found.limit == pytest.approx(0.2)
+    assert found.limit_p50 is not None
+    assert found.limit_p50 >= P50_NOISE_THRESHOLD
+
+
+@pytest.mark.parametrize(
+    ("candidate_launches", "baseline_launches", "outcome"),
+    [(2, 2, Outcome.PASS), (1, 4, Outcome.INCONCLUSIVE), (4, 1, Outcome.INCONCLUSIVE)],
+)
+def test_too_few_launches_are_inconclusive(
+    candidate_launches: int, baseline_launches: int, outcome: Outcome
+) -> None:
+    candidate = measurement(launches=(1.0, 1.01, 0.99, 1.0)[:candidate_launches])
+    baseline = baseline_of(measurement(launches=(1.0, 1.01, 0.99, 1.0)[:baseline_launches]))
+    assert verdict(candidate, baseline).outcome is outcome
+
+
+def test_no_baseline_names_the_machine_and_the_command() -> None:
+    found = verdict(measurement())
+    assert found.outcome is Outcome.NO_BASELINE
+    assert found.text == "smoke-hps_tf-b64: no baseline for cpu-test-2c"
+    assert found.hint == "run `hpsbench baseline update` to store this run, and commit the files"
+
+
+def test_another_machine_is_named_beside_this_one() -> None:
+    suite = load_suite("smoke")
+    found = judge(
+        measurement(),
+        None,
+        suite.gate,
+        workload=workload_of(suite),
+        under_test={},
+        machine=MACHINE.cls,
+        elsewhere=("gpu-nvidia-h100-80gb-hbm3",),
+    )
+    assert found.outcome is Outcome.OTHER_MACHINE
+    assert found.text == (
+        "smoke-hps_tf-b64: this machine is cpu-test-2c; its baseline is of "
+        "gpu-nvidia-h100-80gb-hbm3"
+    )
+
+
+def test_a_baseline_of_another_workload_is_none() -> None:
+    suite = load_suite("smoke", ["load.protocol=grpc"])
+    found = judge(
+        measurement(),
+        BASELINE,
+        suite.gate,
+        workload=workload_of(suite),
+        under_test={},
+        machine=MACHINE.cls,
+    )
+    assert found.outcome is Outcome.NO_BASELINE
+    assert "another workload: load.protocol http -> grpc" in found.text
+
+
+def test_a_baseline_against_another_reference_is_none() -> None:
+    found = verdict(dataclasses.replace(measurement(), reference="numpy"), BASELINE)
+    assert found.outcome is Outcome.NO_BASELINE
+    assert "reference native_tf -> numpy" in found.text
+
+
+def test_the_text_says_what_was_compared_and_the_hint_what_to_do() -> None:
+    found = verdict(measurement(slowdown=1.2), BASELINE)
+    assert found.text == (
+        "smoke-hps_tf-b64: p10 20.0% slower than its baseline (limit 6.7%, 99% interval +12.4% to "
+        "+28.1%), p50 +20.0% (limit 13.9%), as ratios to native_tf; 4 launches against 4 in 1 run "
+        "of 2026-01-02"
+    )
+    assert found.hint == "find the cause; if it is intended, run `hpsbench baseline update`"
+
+
+def test_the_text_begins_with_the_percentile_that_decided() -> None:
+    found = verdict(measurement(slowdown_p50=1.3), BASELINE)
+    assert found.text.startswith(
+        "smoke-hps_tf-b64: p50 30.0% slower than its baseline (limit 13.9%"
+    )
+    assert "p10 +0.0% (limit 6.7%)" in found.text
+
+
+def test_the_text_names_what_changed_since_the_baseline() -> None:
+    suite = load_suite("smoke", ["hps.gpucacheper=0.5"])
+    candidate = dataclasses.replace(measurement(slowdown=1.2), interleaved_with=("numpy",))
+    found = judge(
+        candidate,
+        BASELINE,
+        suite.gate,
+        workload=workload_of(suite),
+        under_test={**BASELINE.runs[0].under_test, "tensorflow": "2.22.0"},
+        machine=MACHINE.cls,
+    )
+    assert found.text.endswith(
+        "; changed since: tensorflow 2.21.0 -> 2.22.0, asked in turn with native_tf -> numpy"
+    )
+
+
+def test_a_vanished_benchmark_names_its_test_and_its_file() -> None:
+    found = vanished(BASELINE)
+    assert found.outcome is Outcome.VANISHED
+    assert BASELINE.test in found.text
+    assert "delete its file" in found.hint
+
+
+ratios = st.lists(st.floats(0.2, 5.0), min_size=2, max_size=6)
+sessions = st.lists(ratios, min_size=1, max_size=5)
+scales = st.floats(0.01, 100.0)
+_RANK = {Outcome.IMPROVED: 0, Outcome.PASS: 1, Outcome.INCONCLUSIVE: 2, Outcome.REGRESSED: 3}
+
+
+def change(candidate: list[float], baseline: list[list[float]]) -> Change:
+    return compare(
+        candidate,
+        baseline,
+        confidence=0.99,
+        noise_threshold=0.03,
+        session_spread=SESSION_SPREAD[0],
+    )
+
+
+@given(ratios, sessions, scales)
+def test_a_change_does_not_depend_on_the_unit(
+    candidate: list[float], baseline: list[list[float]], scale: float
+) -> None:
+    scaled = change([r * scale for r in candidate], [[r * scale for r in s] for s in baseline])
+    plain = change(candidate, baseline)
+    assert scaled.value == pytest.approx(plain.value, abs=1e-9)
+    assert scaled.margin == pytest.approx(plain.margin, rel=1e-6, abs=1e-9)
+
+
+@given(ratios, sessions, st.floats(1.0, 3.0))
+def test_slower_is_never_judged_better(
+    candidate: list[float], baseline: list[list[float]], slowdown: float
+) -> None:
+    before = change(candidate, baseline)
+    after = change([r * slowdown for r in candidate], baseline)
+    assert after.limit == pytest.approx(before.limit)
+    assert after.value >= before.value
+    assert _RANK[after.outcome] >= _RANK[before.outcome]
+
+
+@given(ratios, sessions)
+def test_the_order_of_launches_and_sessions_does_not_matter(
+    candidate: list[float], baseline: list[list[float]]
+) -> None:
+    plain = change(candidate, baseline)
+    shuffled = change(candidate[::-1], [s[::-1] for s in baseline[::-1]])
+    assert shuffled.value == pytest.approx(plain.value, abs=1e-9)
+    assert shuffled.margin == pytest.approx(plain.margin)
+
+
+@given(ratios, sessions)
+def test_regressed_and_improved_mirror_each_other(
+    candidate: list[float], baseline: list[list[float]]
+) -> None:
+    plain = change(candidate, baseline)
+    mirrored = change([1 / r for r in candidate], [[1 / r for r in s] for s in baseline])
+    assert mirrored.value == pytest.approx(-plain.value, abs=1e-9)
+    assert mirrored.limit == pytest.approx(plain.limit)
+
+
+@given(ratios, sessions)
+def test_the_limit_covers_noise_threshold_and_interval(
+    candidate: list[float], baseline: list[list[float]]
+) -> None:
+    found = change(candidate, baseline)
+    assert found.limit >= math.log(1.03)
+    assert found.limit >= found.margin > 0
+
+
+def test_launches_alone_cannot_be_compared() -> None:
+    with pytest.raises(ValueError, match="two launches"):
+        change([1.0], [[1.0]])
+
+
+@dataclasses.dataclass(frozen=True)
+class Noise:
+    """Standard deviations of the log ratio between launches and between sessions."""
+
+    launch: float
+    session: float
+
+
+@pytest.mark.parametrize(
+    ("noise", "false_alarms", "found"),
+    [
+        pytest.param(Noise(launch=0.01, session=0.01), 0.001, 0.999, id="quiet"),
+        pytest.param(Noise(launch=0.02, session=0.015), 0.003, 0.999, id="usual"),
+        pytest.param(Noise(launch=0.03, session=0.02), 0.015, 0.98, id="noisy"),
+    ],
+)
+def test_repeats_raise_no_alarm_and_a_fifth_slower_is_found(
+    noise: Noise, false_alarms: float, found: float
+) -> None:
+    rng = np.random.default_rng(20260101)
+
+    def session(slowdown: float) -> list[float]:
+        shift = rng.normal(math.log(slowdown), noise.session)
+        return list(np.exp(shift + rng.normal(0, noise.launch, 4)))
+
+    def rate(slowdown: float, trials: int) -> float:
+        outcomes = [change(session(slowdown), [session(1.0)]).outcome for _ in range(trials)]
+        return outcomes.count(Outcome.REGRESSED) / trials
+
+    assert rate(1.0, 4000) <= false_alarms
+    assert rate(1.2, 2000) >= found

@@ -234,9 +234,10 @@ def _read_preset(preset: str) -> dict[str, dict[str, Any]]:
             hint=f"{_nearest(preset, preset_names())}; a path that ends in .toml works too",
         )
     try:
-        return tomllib.loads(text)
+        settings: dict[str, dict[str, Any]] = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"preset {preset} is no TOML: {error}", hint="mend that line") from error
+    return settings
 
 
 def _parse_override(override: str) -> tuple[str, str, Any]:
@@ -254,7 +255,9 @@ def _parse_override(override: str) -> tuple[str, str, Any]:
 
 
 def _suite(preset: str, settings: Mapping[str, Any]) -> Suite:
-    sections = {f.name: t for f, t in _fields(Suite) if dataclasses.is_dataclass(t)}
+    sections: dict[str, type] = {
+        f.name: t for f, t in _fields(Suite) if isinstance(t, type) and dataclasses.is_dataclass(t)
+    }
     unknown = [name for name in settings if name not in sections]
     if unknown:
         raise ConfigError(

@@ -121,4 +121,4 @@ def _scatter(ranks: KeyArray, count: int) -> KeyArray:
     multiplier = 2_654_435_761 % count or 1
     while np.gcd(multiplier, count) != 1:
         multiplier += 1
-    return (ranks * multiplier) % count
+    return np.asarray((ranks * multiplier) % count, np.int64)

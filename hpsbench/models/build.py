@@ -60,7 +60,7 @@ class Build:
 
         return dense_model(self.suite.dlrm, self.weights, self.suite.tables.embedding_dim)
 
-    def rows(self, keys: npt.NDArray[np.integer]) -> npt.NDArray[np.float32]:
+    def rows(self, keys: npt.NDArray[np.int32]) -> npt.NDArray[np.float32]:
         """Return float32[keys.shape + (dim,)], for the NumPy reference."""
         return np.asarray(self.table.rows[keys])
 

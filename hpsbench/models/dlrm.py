@@ -75,7 +75,7 @@ def forward(weights: DlrmWeights, vectors: FloatArray, numerical: FloatArray) ->
     logit = hidden @ weights.top[-1].kernel + weights.top[-1].bias
     # exp of the negative absolute value cannot overflow, whatever the logit.
     decay = np.exp(-np.abs(logit))
-    return np.where(logit >= 0, 1 / (1 + decay), decay / (1 + decay)).astype(np.float32)
+    return np.asarray(np.where(logit >= 0, 1, decay) / (1 + decay), np.float32)
 
 
 @dataclass(frozen=True)

@@ -25,12 +25,13 @@ ROOMS = (
     ("measurements",),
     ("session",),
     ("serving",),
-    ("runs",),
     ("baselines",),
     ("verdict",),
+    ("runs",),
+    ("figures",),
     ("report",),
     ("gate",),
-    ("doctor",),
+    ("doctor", "options"),
     ("plugin", "cli"),
 )
 POSITION = {name: index for index, room in enumerate(ROOMS) for name in room}

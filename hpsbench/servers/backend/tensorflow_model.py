@@ -24,6 +24,9 @@ class TritonPythonModel:
 
     def initialize(self, arguments: dict[str, str]) -> None:
         config = json.loads(arguments["model_config"])
+        for gpu in tf.config.list_physical_devices("GPU"):
+            # Several models share the device, and TensorFlow would take all of it for each.
+            tf.config.experimental.set_memory_growth(gpu, True)
         module = config["parameters"].get("import", {}).get("string_value")
         if module:
             importlib.import_module(module)

@@ -10,6 +10,7 @@ import os
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -112,7 +113,7 @@ def _zipf_ranks(
     else:
         power = 1.0 - alpha
         ranks = (1.0 + uniform * ((count + 1.0) ** power - 1.0)) ** (1.0 / power)
-    return np.clip(ranks.astype(np.int64) - 1, 0, count - 1)
+    return cast("KeyArray", np.clip(ranks.astype(np.int64) - 1, 0, count - 1))
 
 
 def _scatter(ranks: KeyArray, count: int) -> KeyArray:
@@ -121,4 +122,4 @@ def _scatter(ranks: KeyArray, count: int) -> KeyArray:
     multiplier = 2_654_435_761 % count or 1
     while np.gcd(multiplier, count) != 1:
         multiplier += 1
-    return np.asarray((ranks * multiplier) % count, np.int64)
+    return (ranks * multiplier) % count

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -75,7 +76,7 @@ def forward(weights: DlrmWeights, vectors: FloatArray, numerical: FloatArray) ->
     logit = hidden @ weights.top[-1].kernel + weights.top[-1].bias
     # exp of the negative absolute value cannot overflow, whatever the logit.
     decay = np.exp(-np.abs(logit))
-    return np.asarray(np.where(logit >= 0, 1, decay) / (1 + decay), np.float32)
+    return cast("FloatArray", np.where(logit >= 0, np.float32(1), decay) / (1 + decay))
 
 
 @dataclass(frozen=True)
@@ -111,4 +112,5 @@ def published_request(tables: TableConfig) -> Batch:
 def numerical_features(batch_size: int, count: int, *, seed: int) -> FloatArray:
     """Return float32[batch_size, count] seeded features, log(1 + counts) as Criteo's are."""
     generator = np.random.default_rng([seed, batch_size, count])
-    return np.log1p(generator.integers(0, 60, (batch_size, count))).astype(np.float32)
+    counts = generator.integers(0, 60, (batch_size, count))
+    return cast("FloatArray", np.log1p(counts, dtype=np.float32))

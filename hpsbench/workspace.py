@@ -1,13 +1,15 @@
 """A folder for what one run writes (tables, models, logs), gone afterwards whatever happens.
 
-A run that is killed cannot remove its folder; the next run does, for it sees that no process holds
-the folder's lock any more.
+A run that is killed cannot remove its folder: a small process does that waits for its end. Should
+that one be killed too, the next run sees that nobody holds the folder's lock any more.
 """
 
 from __future__ import annotations
 
 import fcntl
 import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +20,12 @@ from hpsbench.errors import TableError
 
 _PREFIX = "run-"
 _LOCK = "lock"
+#: Waits until its standard input is closed, as it is when the process at the other end is gone.
+_REMOVE_AT_END = """\
+import shutil, sys
+sys.stdin.read()
+shutil.rmtree(sys.argv[1], ignore_errors=True)
+"""
 
 
 @contextmanager
@@ -29,18 +37,28 @@ def workspace(parent: Path) -> Iterator[Path]:
     try:
         parent.mkdir(parents=True, exist_ok=True)
         sweep(parent)
-        folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
-        lock = _lock(folder)
+        # Locked before it has the name that another run's sweep would look for.
+        unlocked = Path(tempfile.mkdtemp(prefix="new-", dir=parent))
+        lock = _lock(unlocked)
+        folder = unlocked.rename(parent / unlocked.name.replace("new-", _PREFIX))
     except OSError as error:
         raise TableError(
             f"no working folder below {parent}: {error.strerror}",
             hint="set HPSBENCH_CACHE_DIR to a folder that you can write",
         ) from error
-    assert lock is not None, f"{folder} is new, and locked by another process"
+    assert lock is not None, "a folder that nobody knows cannot be locked"
+    # Its own session: Ctrl-C at the terminal must not end it before this process.
+    remover = subprocess.Popen(
+        [sys.executable, "-I", "-S", "-c", _REMOVE_AT_END, str(folder)],
+        stdin=subprocess.PIPE,
+        start_new_session=True,
+    )
     try:
         yield folder
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        assert remover.stdin is not None
+        remover.stdin.close()
+        remover.wait()
         lock.close()
 
 

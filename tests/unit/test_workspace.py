@@ -3,6 +3,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -41,16 +42,27 @@ def test_the_folder_is_gone_afterwards_even_after_an_error(tmp_path: Path) -> No
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_running_process_keeps_its_folder_and_a_killed_one_does_not(tmp_path: Path) -> None:
+def test_a_killed_process_leaves_no_folder(tmp_path: Path) -> None:
     process, held = hold(tmp_path)
+    assert (held / "rows").exists()
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    deadline = time.monotonic() + 10
+    while held.exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_nobody_holds_goes_with_the_next_run(tmp_path: Path) -> None:
+    process, held = hold(tmp_path)
+    (tmp_path / "run-left").mkdir()
+    (tmp_path / "run-left" / "lock").touch()
     try:
-        with workspace(tmp_path):
-            assert (held / "rows").exists()
+        with workspace(tmp_path) as folder:
+            assert {*tmp_path.iterdir()} == {folder, held}
     finally:
-        process.send_signal(signal.SIGKILL)
+        process.kill()
         process.wait()
-    with workspace(tmp_path) as folder:
-        assert list(tmp_path.iterdir()) == [folder]
 
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:

@@ -120,9 +120,10 @@ def _launch_on(
     )
     addresses = [f"{LOOPBACK}:{port}" for port in ports]
     try:
-        _wait_until_ready(process, watch, addresses[0], name, models, timeout_s)
+        _wait_until_ready(process, watch, addresses, name, models, timeout_s)
     except BaseException:
-        http.close(addresses[0])
+        for address in addresses:
+            http.close(address)
         process.stop(grace_s=0)
         raise
     return Launched(process=process, http=addresses[0], grpc=addresses[1], metrics=addresses[2])
@@ -156,16 +157,16 @@ def server_arguments(
 def _wait_until_ready(
     process: ChildProcess,
     watch: _LogWatch,
-    address: str,
+    addresses: Sequence[str],
     name: str,
     models: Sequence[str],
     timeout_s: float,
 ) -> None:
     started = time.monotonic()
-    while not _answers_ready(address, name):
-        status = process.poll()
+    while not _answers_ready(addresses, name):
+        running = process.is_running()
         watch.check()
-        if status is not None:
+        if not running:
             raise died(process, f"before it had loaded {', '.join(models) or 'anything'}")
         waited_s = time.monotonic() - started
         if waited_s > timeout_s:
@@ -177,16 +178,19 @@ def _wait_until_ready(
         time.sleep(_POLL_S)
 
 
-def _answers_ready(address: str, name: str) -> bool:
+def _answers_ready(addresses: Sequence[str], name: str) -> bool:
+    http_address, _, metrics_address = addresses
     try:
         # The connection is refused until every model is loaded or has failed.
-        status, _ = http.get(address, "/v2/health/ready", timeout_s=1.0)
-        if status != 200:
+        if http.get(http_address, "/v2/health/ready", timeout_s=1.0)[0] != 200:
             return False
-        status, body = http.get(address, "/v2", timeout_s=1.0)
+        status, body = http.get(http_address, "/v2", timeout_s=1.0)
+        if status != 200 or json.loads(body).get("name") != name:
+            return False
+        # gRPC was there before HTTP; metrics are the last, and may yet find their port taken.
+        return http.get(metrics_address, "/metrics", timeout_s=1.0)[0] == 200
     except http.CONNECTION_ERRORS:
         return False
-    return status == 200 and json.loads(body).get("name") == name
 
 
 class _LogWatch:
@@ -219,9 +223,9 @@ def load_failures(log: str) -> list[str]:
 
 
 def died(process: ChildProcess, when: str) -> ServerDied:
-    """Return the error for a Triton process that has ended on its own."""
-    status = process.poll()
-    ended = f"was killed by signal {-status}" if status and status < 0 else f"exited with {status}"
+    """Return the error for a Triton process that has ended on its own, once all of it is gone."""
+    status = process.stop(grace_s=0)
+    ended = f"was killed by signal {-status}" if status < 0 else f"exited with {status}"
     return ServerDied(
         f"triton (process {process.pid}) {ended} {when}; its last lines:\n"
         f"{process.log_tail(_QUOTED_LINES)}",

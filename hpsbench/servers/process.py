@@ -84,6 +84,16 @@ class ChildProcess:
             self._finish()
         return self._status
 
+    def is_running(self) -> bool:
+        """Return whether the child itself runs; after its end, cleaning up may still go on."""
+        if self.poll() is not None:
+            return False
+        try:
+            state = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except OSError:
+            return False
+        return state not in ("Z", "X")
+
     def stop(self, grace_s: float) -> int:
         """Ask the child to end (SIGTERM), kill it after `grace_s`, and return its return code.
 

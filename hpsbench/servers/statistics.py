@@ -40,8 +40,9 @@ class ModelStatistics:
 def read_statistics(http_address: str, model: str) -> ModelStatistics:
     """Return the counters of a model, its versions added up, from Triton at `host:port`.
 
-    Successful requests alone count in the times. Raises ServerError when Triton gives no answer or
-    has no such model.
+    Successful requests alone count in the times. Triton counts a request some time after it has
+    answered it, so a reading may lag behind the answers by some milliseconds. Raises ServerError
+    when Triton gives no answer or has no such model.
     """
     try:
         status, body = http.get(http_address, f"/v2/models/{model}/stats")

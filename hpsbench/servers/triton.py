@@ -102,7 +102,7 @@ class TritonServer:
     def is_alive(self) -> bool:
         """Return whether the process runs; for somebody else's, whether it answers."""
         if self._process is not None:
-            return self._process.poll() is None
+            return self._process.is_running()
         try:
             return http.get(self.http, "/v2/health/live")[0] == 200
         except http.CONNECTION_ERRORS:

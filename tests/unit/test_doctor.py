@@ -1,0 +1,175 @@
+"""Each thing that this machine may lack is named, with what to do about it."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from hpsbench import doctor
+from hpsbench.config import Suite, load_suite
+from hpsbench.doctor import Check, Status, render, require_memory, run_checks
+from hpsbench.errors import ConfigError, ServerDied
+from hpsbench.machine import Gpu
+from hpsbench.servers.probe import Probe
+
+GIB = 2**30
+
+
+@pytest.fixture
+def laptop() -> Suite:
+    return load_suite("laptop")
+
+
+@pytest.fixture
+def well(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """A machine with memory and disk, whose Triton answers; nothing is started or compiled."""
+    probe = Probe(version="2.51.0", ready_s=0.5)
+    monkeypatch.setattr(doctor, "probe_triton", lambda config, folder: probe)
+    monkeypatch.setattr(doctor, "free_memory_bytes", lambda: 64 * GIB)
+    monkeypatch.setattr(doctor, "find_gpus", lambda: ())
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=64 * GIB))
+    monkeypatch.setitem(doctor.CHECKS, "HPS", lambda suite: doctor._ok("HPS", "compiled"))
+    monkeypatch.setitem(doctor.CHECKS, "TensorFlow", lambda suite: doctor._ok("TensorFlow", "2"))
+    return monkeypatch
+
+
+def finding(suite: Suite, name: str) -> Check:
+    return next(check for check in run_checks(suite) if check.name == name)
+
+
+def test_a_machine_that_lacks_nothing_is_ok_in_every_line(
+    laptop: Suite, well: pytest.MonkeyPatch
+) -> None:
+    checks = run_checks(laptop)
+    assert [check.name for check in checks] == list(doctor.CHECKS)
+    assert {check.status for check in checks} == {Status.OK}
+    assert "2.51.0 (bundled) answers right, ready after 0.5 s" in render(checks)
+
+
+def test_a_triton_that_does_not_answer_is_told_in_one_line(
+    laptop: Suite, well: pytest.MonkeyPatch
+) -> None:
+    def dies(config: object, folder: object) -> Probe:
+        raise ServerDied("triton exited with 1; its last lines:\na\nb", hint="read the log")
+
+    well.setattr(doctor, "probe_triton", dies)
+    check = finding(laptop, "Triton")
+    assert not check.ok
+    assert "\n" not in render([check])
+    assert render([check]).endswith("triton exited with 1; its last lines:; read the log")
+
+
+def test_a_check_that_breaks_does_not_stop_the_others(
+    laptop: Suite, well: pytest.MonkeyPatch
+) -> None:
+    def breaks(suite: Suite) -> Check:
+        raise RuntimeError("no\nidea")
+
+    well.setitem(doctor.CHECKS, "GPU", breaks)
+    checks = run_checks(laptop)
+    assert [check.name for check in checks if not check.ok] == ["GPU"]
+    assert "RuntimeError: no idea" in render(checks)
+
+
+@pytest.mark.parametrize("cxx", ["/no/such/g++", "false"], ids=["missing", "broken"])
+def test_a_missing_compiler_names_the_package(
+    laptop: Suite, well: pytest.MonkeyPatch, cxx: str
+) -> None:
+    well.setenv("CXX", cxx)
+    check = finding(laptop, "compiler")
+    assert not check.ok
+    assert cxx in check.finding
+    assert "apt-get install g++" in check.what_to_do
+
+
+def test_numpy_2_fails_for_the_bundled_triton_only(well: pytest.MonkeyPatch) -> None:
+    well.setattr(doctor.metadata, "version", lambda name: "2.2.0")
+    bundled = finding(load_suite("laptop"), "NumPy")
+    assert not bundled.ok
+    assert "numpy>=1.26,<2" in bundled.what_to_do
+    assert finding(load_suite("laptop", ["servers.triton=system"]), "NumPy").ok
+
+
+@pytest.mark.parametrize(
+    ("free_gib", "status"), [(64, Status.OK), (4, Status.WARNING), (2, Status.FAILED)]
+)
+def test_memory_is_compared_with_what_the_preset_needs(
+    laptop: Suite, well: pytest.MonkeyPatch, free_gib: int, status: Status
+) -> None:
+    well.setattr(doctor, "free_memory_bytes", lambda: free_gib * GIB)
+    assert finding(laptop, "memory").status is status
+
+
+def test_a_preset_that_is_too_large_names_both_sizes(well: pytest.MonkeyPatch) -> None:
+    well.setattr(doctor, "free_memory_bytes", lambda: 16 * GIB)
+    with pytest.raises(
+        ConfigError,
+        match=r"^preset criteo needs about 3\d\.\d GiB of memory, this machine has 16\.0 GiB free",
+    ) as caught:
+        require_memory(load_suite("criteo"))
+    assert "--preset laptop" in caught.value.hint
+    require_memory(load_suite("laptop"))
+
+
+def test_memory_counts_the_rows_twice() -> None:
+    suites = [load_suite("smoke", [f"tables.num_embeddings={n}"]) for n in (1, 1_000_001)]
+    small, large = (doctor.needed_memory_bytes(suite) for suite in suites)
+    assert large - small > 2 * 1_000_000 * 128 * 4
+    assert small > doctor.TENSORFLOW_PROCESSES * doctor.TENSORFLOW_PROCESS_BYTES
+
+
+def test_a_container_has_what_its_limit_leaves() -> None:
+    stat = "anon 5\ninactive_file 300\nactive_file 7\n"
+    assert doctor.cgroup_free_bytes("max\n", "900\n", stat) is None
+    assert doctor.cgroup_free_bytes("1000\n", "900\n", stat) == 400
+    assert doctor.cgroup_free_bytes("1000\n", "2000\n", "") == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "to_do"), [("disk", "HPSBENCH_CACHE_DIR"), ("/dev/shm", "--shm-size")]
+)
+def test_too_little_space_is_told_before_it_runs_out(
+    laptop: Suite, well: pytest.MonkeyPatch, tmp_path: Path, name: str, to_do: str
+) -> None:
+    well.setenv("HPSBENCH_CACHE_DIR", str(tmp_path / "not" / "yet"))
+    well.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=10_000_000))
+    check = finding(laptop, name)
+    assert not check.ok
+    assert to_do in check.what_to_do
+
+
+def test_a_gpu_that_holds_the_rows_is_named_and_a_smaller_one_warned_about(
+    well: pytest.MonkeyPatch,
+) -> None:
+    gpu = Gpu(name="NVIDIA T4", memory_bytes=15 * GIB, driver="575.1")
+    well.setattr(doctor, "find_gpus", lambda: (gpu,))
+    assert finding(load_suite("laptop"), "GPU").finding == "NVIDIA T4, 15 GiB (driver 575.1)"
+    criteo = finding(load_suite("criteo"), "GPU")
+    assert criteo.status is Status.WARNING
+    assert "less than the 16 GiB of rows" in criteo.finding
+
+
+def test_another_parameter_server_must_be_installed(well: pytest.MonkeyPatch) -> None:
+    suite = load_suite("laptop", ["hps.module=hierarchical_parameter_server"])
+    check = doctor._parameter_server(suite)
+    assert not check.ok
+    assert "hierarchical_parameter_server cannot be imported" in check.finding
+
+
+def test_lines_are_aligned_and_say_what_to_do() -> None:
+    checks = [
+        Check(name="Triton", status=Status.OK, finding="2.51.0"),
+        Check(name="GPU", status=Status.WARNING, finding="small", what_to_do="buy one"),
+        Check(name="memory", status=Status.FAILED, finding="none", what_to_do="add some"),
+    ]
+    assert render(checks) == (
+        "ok       Triton  2.51.0\nwarning  GPU     small; buy one\nFAILED   memory  none; add some"
+    )
+
+
+def test_a_finding_that_is_not_ok_must_say_what_to_do() -> None:
+    with pytest.raises(ValueError, match="GPU"):
+        Check(name="GPU", status=Status.FAILED, finding="broken")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,6 +12,11 @@ import numpy as np
 import numpy.typing as npt
 
 from hpsbench.config import Suite
+from hpsbench.hps.configuration import (
+    Configuration,
+    ModelConfiguration,
+    write_configuration,
+)
 from hpsbench.hps.sparse_model import SparseModel, open_sparse_model, write_sparse_model
 from hpsbench.models.dlrm import DlrmWeights, seeded_weights
 from hpsbench.models.repository import ModelRepository
@@ -77,31 +81,28 @@ def build_repository(
     progress(f"writing {suite.tables.num_embeddings:,} rows x {suite.tables.embedding_dim}")
     keys = np.arange(suite.tables.num_embeddings, dtype=np.int64)
     write_sparse_model(build.table_folder, keys, row_blocks(suite.tables))
-    build.ps_config_file.write_text(json.dumps(ps_configuration(build), indent=2))
+    write_configuration(build.ps_config_file, ps_configuration(build))
     for variant in build.variants:
         progress(f"exporting {variant.name}")
         variant.export(build)
     return build
 
 
-def ps_configuration(build: Build) -> dict[str, object]:
-    """Return the parameter server's JSON configuration of one DLRM table."""
+def ps_configuration(build: Build) -> Configuration:
+    """Return the parameter server's configuration: one model with one table."""
     suite = build.suite
-    return {
-        "supportlonglong": False,
-        "models": [
-            {
-                "model": HPS_MODEL,
-                "sparse_files": [str(build.table_folder)],
-                "embedding_table_names": [HPS_MODEL],
-                "embedding_vecsize_per_table": [suite.tables.embedding_dim],
-                "maxnum_catfeature_query_per_table_per_sample": [suite.dlrm.num_slots],
-                "default_value_for_each_table": [0.0],
-                "deployed_device_list": [0],
-                "max_batch_size": max(suite.load.batch_sizes),
-                "gpucache": suite.hps.gpucache,
-                "gpucacheper": suite.hps.gpucacheper,
-                "hit_rate_threshold": suite.hps.hit_rate_threshold,
-            }
-        ],
-    }
+    model = ModelConfiguration(
+        model=HPS_MODEL,
+        sparse_files=(str(build.table_folder),),
+        embedding_table_names=(HPS_MODEL,),
+        embedding_vecsize_per_table=(suite.tables.embedding_dim,),
+        maxnum_catfeature_query_per_table_per_sample=(suite.dlrm.num_slots,),
+        default_value_for_each_table=(0.0,),
+        deployed_device_list=(0,),
+        max_batch_size=max(suite.load.batch_sizes),
+        gpucache=suite.hps.gpucache,
+        gpucacheper=suite.hps.gpucacheper,
+        hit_rate_threshold=suite.hps.hit_rate_threshold,
+    )
+    # DLRM's keys are int32.
+    return Configuration(models=(model,), supportlonglong=False)

@@ -82,8 +82,8 @@ def test_variants_keep_the_order_of_the_tables_whatever_order_they_are_asked_in(
 
 def test_the_parameter_server_is_configured_for_the_suite(tmp_path: Path) -> None:
     suite = load_suite("laptop", ["hps.gpucacheper=0.5"])
-    model = ps_configuration(Build(suite, tmp_path, ModelRepository(tmp_path)))["models"][0]
-    assert model["embedding_vecsize_per_table"] == [128]
-    assert model["maxnum_catfeature_query_per_table_per_sample"] == [26]
-    assert model["max_batch_size"] == 4096
-    assert model["gpucacheper"] == 0.5
+    model = ps_configuration(Build(suite, tmp_path, ModelRepository(tmp_path))).models[0]
+    assert model.embedding_vecsize_per_table == (128,)
+    assert model.maxnum_catfeature_query_per_table_per_sample == (26,)
+    assert model.max_batch_size == 4096
+    assert model.gpucacheper == 0.5

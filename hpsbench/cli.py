@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -31,7 +32,7 @@ class _Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code; argparse exits by itself for --help and misuse."""
-    given = _parser().parse_args(argv)
+    given = build_parser().parse_args(argv)
     command: Callable[[argparse.Namespace], int] = given.command
     try:
         return command(given)
@@ -40,7 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_USAGE
 
 
-def _parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the whole command line."""
     parser = _Parser(
         prog="hpsbench",
         description="Baselines and checks of the DLRM inference benchmarks; pytest measures.",
@@ -169,7 +171,8 @@ def _diff(given: argparse.Namespace) -> int:
 
 
 def _doctor(given: argparse.Namespace) -> int:
-    # Checking needs TensorFlow and Triton, which the other commands do without.
+    # Checking imports TensorFlow, which the other commands do without and which chatters.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     from hpsbench.config import load_suite
     from hpsbench.doctor import render, run_checks
     from hpsbench.options import default_preset

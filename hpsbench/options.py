@@ -16,21 +16,13 @@ from hpsbench.machine import find_gpus
 
 @dataclass(frozen=True, kw_only=True)
 class BenchOptions:
-    """The command line: `suite` is resolved; the rest is what the user gave, None where not."""
+    """The command line, resolved; `variants` is None where the user chose none."""
 
     suite: Suite
-    preset: str | None
     variants: tuple[str, ...] | None
     overrides: tuple[str, ...]
     baselines_dir: Path
     runs_dir: Path
-
-    def suite_for(self, preset: str) -> Suite:
-        """Return the suite of the preset the user gave, else of `preset`, with the same overrides.
-
-        Raises ConfigError (see `load_suite`).
-        """
-        return load_suite(self.preset or preset, self.overrides)
 
 
 def default_preset() -> str:
@@ -111,7 +103,6 @@ def resolve_options(config: pytest.Config) -> BenchOptions:
     invoked = config.invocation_params.dir
     return BenchOptions(
         suite=dataclasses.replace(suite, gate=dataclasses.replace(suite.gate, strict=strict)),
-        preset=given.preset,
         variants=variants,
         overrides=tuple(overrides),
         baselines_dir=invoked / given.baselines

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 import time
 from collections.abc import Callable, Sequence
@@ -38,7 +39,7 @@ _ROWS: tuple[tuple[str, Callable[[Figures], float | None], Callable[[float], str
     ("client p50, ms", lambda f: f.p50_ns / 1e6, lambda v: _significant(v)),
     ("client p10, ms", lambda f: f.p10_ns / 1e6, lambda v: _significant(v)),
     (
-        "server infer, ms",
+        "infer mean, ms",
         lambda f: None if f.compute_infer_ns is None else f.compute_infer_ns / 1e6,
         lambda v: _significant(v),
     ),
@@ -56,7 +57,8 @@ def table(run: Run, *, concurrency: int, width: int) -> list[Line]:
         (m.variant, m.batch_size): figures(m, concurrency=concurrency)
         for m in (r.measurement for r in run.results)
     }
-    variants = list(dict.fromkeys(variant for variant, _ in cells))
+    # Tests may run in any order; the variant that the others are divided by stands first.
+    variants = sorted(dict.fromkeys(v for v, _ in cells), key=lambda v: v != NATIVE_TF)
     batch_sizes = sorted({size for _, size in cells})
     column = max([_MIN_COLUMN, *(len(v) for v in variants)]) + 2
     per_table = max(1, (width - _BATCH_WIDTH - _LABEL_WIDTH) // column)
@@ -75,7 +77,7 @@ def table(run: Run, *, concurrency: int, width: int) -> list[Line]:
 
 def verdict_lines(verdicts: Sequence[Verdict], *, width: int) -> list[Line]:
     """Return the verdicts, worst first; a hint that neighbours share stands once, below them."""
-    ordered = sorted(verdicts, key=lambda v: _ORDER.index(v.outcome))
+    ordered = sorted(verdicts, key=lambda v: (_ORDER.index(v.outcome), _natural(v.benchmark)))
     lines: list[Line] = []
     for (outcome, hint), group in groupby(ordered, key=lambda v: (v.outcome, v.hint)):
         for verdict in group:
@@ -157,6 +159,11 @@ def _rows(batch_size: int, cells: Sequence[Figures | None], column: int) -> list
 
 def _labelled(batch: str, label: str, rest: str) -> str:
     return batch.rjust(_BATCH_WIDTH - 2) + "  " + label.ljust(_LABEL_WIDTH) + rest
+
+
+def _natural(name: str) -> list[tuple[str, int]]:
+    """Return a key that sorts b32 before b256."""
+    return [(text, int(number or 0)) for text, number in re.findall(r"(\D+)(\d*)", name)]
 
 
 def _said(verdict: Verdict) -> str:

@@ -2,60 +2,36 @@
 
 from __future__ import annotations
 
-import json
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from hpsbench import baselines, cli, plugin, runs
-from tests.scripted import MACHINE
+from hpsbench import baselines, cli, runs
+from tests.scripted import MACHINE, measurement, run_of
 
 pytest_plugins = ["pytester"]
 
 Session = Callable[..., pytest.RunResult]
 
-BENCHMARKS = """
-import json, pathlib, pytest
-from tests.scripted import measurement
-
-SCRIPT = json.loads(pathlib.Path("script.json").read_text())
-
-@pytest.mark.parametrize("batch_size", [7, 64])
-@pytest.mark.parametrize("variant", ["native_tf", "hps_tf"])
-def test_latency(variant, batch_size, gate):
-    gate(measurement(variant, batch_size, **SCRIPT.get(f"{variant}-b{batch_size}", {})))
-"""
 HPS = "smoke-hps_tf-b64"
 
 
 @pytest.fixture
-def session(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Session:
-    """Return a function that runs one benchmark session, `script` changing its measurements."""
-    monkeypatch.delenv("CI", raising=False)
-    monkeypatch.setenv("COLUMNS", "120")
-    monkeypatch.setattr(plugin, "this_machine", lambda: MACHINE)
-    monkeypatch.setattr(plugin, "find_gpus", lambda: ())
-    pytester.makeconftest('pytest_plugins = ["hpsbench.plugin"]')
-    pytester.makeini("[pytest]\nfilterwarnings = error\n")
-    folder = pytester.mkdir("bench")
-    (folder / "test_latency.py").write_text(BENCHMARKS)
-
-    def run(*arguments: str, script: dict[str, Any] | None = None) -> pytest.RunResult:
-        (pytester.path / "script.json").write_text(json.dumps(script or {}))
-        paths = () if any(a.startswith("bench") for a in arguments) else ("bench",)
-        return pytester.runpytest_inprocess("--preset=smoke", *paths, *arguments)
-
-    return run
-
-
-@pytest.fixture
-def measured_once(session: Session, pytester: pytest.Pytester) -> Path:
-    """Measure once, store that as the baselines, and return their folder."""
-    assert session().ret == 0
-    assert cli.main(["baseline", "update"]) == 0
-    return pytester.path / "baselines" / MACHINE.cls
+def measured_once(project: pytest.Pytester) -> Path:
+    """Store what `session` measures as the baselines, and return their folder."""
+    every = [measurement(v, size) for v in ("native_tf", "hps_tf") for size in (7, 64)]
+    folder = project.path / "baselines"
+    stored = [
+        dataclasses.replace(
+            b, test=f"bench/test_latency.py::test_latency[{b.variant}-{b.batch_size}]"
+        )
+        for b in runs.baselines_of(run_of(*every))
+    ]
+    baselines.update(folder, stored)
+    return folder / MACHINE.cls
 
 
 def test_an_unchanged_repeat_passes_strictly(session: Session, measured_once: Path) -> None:
@@ -118,7 +94,12 @@ def test_a_regression_fails_its_test_in_one_paragraph(
         result.stdout.no_fnmatch_line(noise)
 
 
-def test_an_accepted_regression_passes_from_then_on(session: Session, measured_once: Path) -> None:
+def test_a_stored_run_passes_and_an_accepted_regression_does_from_then_on(
+    session: Session,
+) -> None:
+    assert session().ret == 0
+    assert cli.main(["baseline", "update"]) == 0
+    assert session("--strict-gate").ret == 0
     slower = {"hps_tf-b64": {"slowdown": 1.2}}
     assert session(script=slower).ret == 1
     assert cli.main(["baseline", "update", "--append"]) == 4
@@ -267,7 +248,7 @@ def test_a_bad_baseline_ends_the_session_before_it_measures(
     result = session()
     assert result.ret == 4
     result.stderr.fnmatch_lines([f"ERROR: {problem}", "*hint: *"])
-    assert len(list((measured_once.parents[1] / ".hpsbench/runs").glob("*.json"))) == 1
+    assert not (measured_once.parents[1] / ".hpsbench").exists()
 
 
 def test_a_run_that_cannot_be_stored_is_said_before_measuring(

@@ -54,7 +54,6 @@ def build_parser() -> argparse.ArgumentParser:
     actions = baseline.add_subparsers(required=True, metavar="ACTION")
 
     update = actions.add_parser("update", help="store what runs measured as the baselines")
-    update.add_argument("runs", nargs="*", metavar="RUN", help=_RUN_HELP)
     update.add_argument(
         "--append",
         action="store_true",
@@ -63,18 +62,19 @@ def build_parser() -> argparse.ArgumentParser:
     update.add_argument(
         "--only", action="append", metavar="ID", help="store this benchmark alone; repeatable"
     )
-    _add_folders(update)
+    _add_baselines(update)
+    _add_runs(update)
     update.set_defaults(command=_update)
 
     show = actions.add_parser("show", help="list the stored baselines, or all of some")
     show.add_argument("ids", nargs="*", metavar="ID", help="show every launch of this benchmark")
     show.add_argument("--machine", metavar="CLASS", help="of another class than this machine's")
-    _add_folders(show)
+    _add_baselines(show)
     show.set_defaults(command=_show)
 
     diff = actions.add_parser("diff", help="show what `update` would change")
-    diff.add_argument("runs", nargs="*", metavar="RUN", help=_RUN_HELP)
-    _add_folders(diff)
+    _add_baselines(diff)
+    _add_runs(diff)
     diff.set_defaults(command=_diff)
 
     doctor = commands.add_parser("doctor", help="check whether this machine can measure")
@@ -91,16 +91,22 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-_RUN_HELP = "a run's file, or how its name begins (default: the newest run)"
-
-
-def _add_folders(parser: argparse.ArgumentParser) -> None:
+def _add_baselines(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--baselines",
         metavar="DIR",
         type=Path,
         default=Path("baselines"),
         help="folder of the baselines (default: %(default)s)",
+    )
+
+
+def _add_runs(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "runs",
+        nargs="*",
+        metavar="RUN",
+        help="a run's file, or how its name begins (default: the newest run)",
     )
     parser.add_argument(
         "--runs",

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import threadpoolctl
 
 from hpsbench.config import Suite
 from hpsbench.load.client import Client, connect
@@ -65,7 +66,16 @@ class ServedVariants:
                     close=client.close,
                 )
             )
-        return [*served, Participant(name=NUMPY, send=numpy_dlrm(self.build, batches))]
+        # It varies least with one thread: of two, one is always waiting for the other.
+        limit = threadpoolctl.threadpool_limits(1)
+        return [
+            *served,
+            Participant(
+                name=NUMPY,
+                send=numpy_dlrm(self.build, batches),
+                close=limit.restore_original_limits,
+            ),
+        ]
 
     def check_alive(self) -> None:
         """Raise ServerDied, with the last lines of its log, unless the server still runs."""

@@ -18,8 +18,9 @@ from hpsbench.servers.installation import Installation
 from hpsbench.servers.process import ChildProcess, Command
 
 LOOPBACK = "127.0.0.1"
-#: In-flight requests may take this long after SIGTERM; Triton waits no longer, nor do we.
-EXIT_TIMEOUT_S = 15
+#: How long Triton waits for requests and models after SIGTERM, and how long we wait for Triton.
+EXIT_TIMEOUT_S = 10
+STOP_GRACE_S = 15.0
 _PORT_ATTEMPTS = 4
 _POLL_S = 0.02
 _QUOTED_LINES = 15

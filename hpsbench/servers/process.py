@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,6 +50,7 @@ class ChildProcess:
         self.log = log
         self._command = command
         self._status: int | None = None
+        self._lock = threading.Lock()
         self._scratch: Path | None = None
         order = {
             "command": [str(a) for a in command.arguments],
@@ -60,6 +63,7 @@ class ChildProcess:
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as log_file:
             # Its own session: Ctrl-C at the terminal must not reach it before this process.
+            # Isolated (-I): the script's own folder has an http.py, and must not be searched.
             self._supervisor = subprocess.Popen(
                 [sys.executable, "-I", "-S", supervisor.__file__, json.dumps(order)],
                 stdin=subprocess.PIPE,
@@ -80,9 +84,10 @@ class ChildProcess:
 
     def poll(self) -> int | None:
         """Return None while the child runs, then its return code (-N: killed by signal N)."""
-        if self._status is None and self._supervisor.poll() is not None:
-            self._finish()
-        return self._status
+        with self._lock:
+            if self._status is None and self._supervisor.poll() is not None:
+                self._finish()
+            return self._status
 
     def is_running(self) -> bool:
         """Return whether the child itself runs; after its end, cleaning up may still go on."""
@@ -99,21 +104,19 @@ class ChildProcess:
 
         Returns once everything of the child is gone. Calling it again changes nothing.
         """
-        if self._status is None:
-            try:
-                assert self._supervisor.stdin is not None
+        if self.poll() is None:
+            assert self._supervisor.stdin is not None
+            with contextlib.suppress(BrokenPipeError):
                 self._supervisor.stdin.write(f"stop {grace_s}\n".encode())
                 self._supervisor.stdin.flush()
-            except BrokenPipeError:
-                pass
             try:
                 self._supervisor.wait(grace_s + _CLEAN_UP_S)
             except subprocess.TimeoutExpired:
                 self._supervisor.kill()
                 self._supervisor.wait()
-            self._finish()
-        assert self._status is not None
-        return self._status
+        status = self.poll()
+        assert status is not None
+        return status
 
     def log_tail(self, n: int = 20) -> str:
         """Return the last `n` lines of the log."""
@@ -137,11 +140,10 @@ class ChildProcess:
 
     def _close(self) -> None:
         for pipe in (self._supervisor.stdin, self._supervisor.stdout):
-            if pipe is not None:
-                try:
-                    pipe.close()
-                except BrokenPipeError:
-                    continue
+            assert pipe is not None
+            # What could not be written before the supervisor ended is tried once more.
+            with contextlib.suppress(BrokenPipeError):
+                pipe.close()
 
 
 def log_tail(log: Path, n: int = 20) -> str:

@@ -13,7 +13,7 @@ from hpsbench.servers import http
 from hpsbench.servers.attach import attach
 from hpsbench.servers.endpoint import Endpoint
 from hpsbench.servers.installation import find_triton
-from hpsbench.servers.launch import EXIT_TIMEOUT_S, died, launch
+from hpsbench.servers.launch import STOP_GRACE_S, died, launch
 from hpsbench.servers.process import ChildProcess
 from hpsbench.servers.statistics import ModelStatistics, read_metrics, read_statistics
 
@@ -124,7 +124,7 @@ class TritonServer:
         for address in filter(None, (self.http, self.metrics)):
             http.close(address)
         if self._process is not None:
-            self._process.stop(EXIT_TIMEOUT_S)
+            self._process.stop(STOP_GRACE_S)
 
     def _control(self, model: str, action: str) -> None:
         path = f"/v2/repository/models/{model}/{action}"

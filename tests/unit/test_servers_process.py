@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -9,9 +10,11 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeAlias
 
+import psutil
 import pytest
 
 from hpsbench.errors import ServerError
@@ -20,6 +23,9 @@ from hpsbench.servers.process import SCRATCH, ChildProcess, Command, log_tail
 
 SHARED_MEMORY = Path("/dev/shm")
 PATIENCE_S = 5.0
+
+#: Starts a process (with a fork of itself, or `alone`); returns it and its child's process id.
+RunParent: TypeAlias = Callable[..., tuple[subprocess.Popen[bytes], int]]
 
 
 def eventually(truth: Callable[[], bool]) -> bool:
@@ -173,22 +179,50 @@ def test_a_program_that_cannot_be_executed_is_an_error_with_its_name(
 
 
 PARENT = """
-import sys, time
+import os, sys, time
 from pathlib import Path
 from hpsbench.servers.process import ChildProcess, Command
 token, folder, fork = sys.argv[1], Path(sys.argv[2]), sys.argv[3] == "fork"
 script = f"touch /dev/shm/{token}-region; setsid sh -c ': {token}; sleep 60; :' & wait"
 child = ChildProcess(
     Command(arguments=["/bin/sh", "-c", script], shared_memory_prefix=token), log=folder / "log")
-if fork:
-    import os
-    # Holds the pipe to the supervisor open after its parent has died.
-    if os.fork() == 0:
-        time.sleep(1.5)
-        os._exit(0)
-print("ready", flush=True)
+# A fork holds the pipe to the supervisor open after its parent has died.
+if not fork or os.fork():
+    print("ready", child.pid, flush=True)
 time.sleep(60)
 """
+
+
+@pytest.fixture
+def run_parent(tmp_path: Path, scratch_home: Path, token: str) -> Iterator[RunParent]:
+    """Start a process with a child, and return both; what is left of them ends with the test."""
+    with contextlib.ExitStack() as stack:
+
+        def run(fork: str = "alone") -> tuple[subprocess.Popen[bytes], int]:
+            parent = stack.enter_context(
+                subprocess.Popen(
+                    [sys.executable, "-c", PARENT, token, str(tmp_path), fork],
+                    stdout=subprocess.PIPE,
+                )
+            )
+            stack.callback(kill_all, token)
+            assert parent.stdout is not None
+            ready, pid = parent.stdout.readline().split()
+            assert ready == b"ready"
+            assert eventually((SHARED_MEMORY / f"{token}-region").exists)
+            return parent, int(pid)
+
+        yield run
+
+
+def kill_all(token: str) -> None:
+    for pid in processes_with(token):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def children_of(pid: int) -> list[int]:
+    return [child.pid for child in psutil.Process(pid).children()]
 
 
 @pytest.mark.parametrize(
@@ -197,22 +231,32 @@ time.sleep(60)
     ids=["SIGKILL", "SIGTERM", "SIGKILL-with-a-fork"],
 )
 def test_nothing_survives_a_parent_that_is_killed(
-    tmp_path: Path, scratch_home: Path, token: str, number: signal.Signals, fork: str
+    run_parent: RunParent, scratch_home: Path, token: str, number: signal.Signals, fork: str
 ) -> None:
-    parent = subprocess.Popen(
-        [sys.executable, "-c", PARENT, token, str(tmp_path), fork], stdout=subprocess.PIPE
-    )
-    with parent:
-        assert parent.stdout is not None
-        assert parent.stdout.readline() == b"ready\n"
-        region = SHARED_MEMORY / f"{token}-region"
-        assert eventually(region.exists)
-        assert list(scratch_home.iterdir())
-        parent.send_signal(number)
-        parent.wait()
-        # The fork, if there is one, shows the parent's command line until it ends.
-        assert eventually(lambda: not region.exists() and list(scratch_home.iterdir()) == [])
-        assert eventually(lambda: processes_with(token) == [])
+    parent, child = run_parent(fork)
+    assert list(scratch_home.iterdir())
+    (supervisor_pid,) = {psutil.Process(child).ppid()}
+    forks = set(children_of(parent.pid)) - {supervisor_pid}
+    assert len(forks) == (fork == "fork")
+    parent.send_signal(number)
+    parent.wait()
+    assert eventually(lambda: set(processes_with(token)) == forks)
+    assert not (SHARED_MEMORY / f"{token}-region").exists()
+    assert list(scratch_home.iterdir()) == []
+
+
+def test_a_child_dies_even_if_its_parent_and_its_supervisor_are_killed(
+    run_parent: RunParent, token: str
+) -> None:
+    parent, child = run_parent()
+    supervisor_pid = psutil.Process(child).ppid()
+    # Stopped, it sees nothing of its parent's end.
+    os.kill(supervisor_pid, signal.SIGSTOP)
+    parent.kill()
+    parent.wait()
+    os.kill(supervisor_pid, signal.SIGKILL)
+    assert eventually(lambda: child not in processes_with(token))
+    (SHARED_MEMORY / f"{token}-region").unlink()
 
 
 def test_a_parent_that_died_before_the_supervisor_looked_is_noticed(
@@ -226,14 +270,15 @@ def test_a_parent_that_died_before_the_supervisor_looked_is_noticed(
         "links": {},
         "shared_memory_prefix": token,
     }
-    result = subprocess.run(
+    with subprocess.Popen(
         [sys.executable, "-I", "-S", supervisor.__file__, json.dumps(order)],
         stdin=subprocess.PIPE,
-        capture_output=True,
-        check=True,
-        timeout=10,
-    )
-    assert json.loads(result.stdout.splitlines()[-1]) == {"status": -signal.SIGKILL}
+        stdout=subprocess.PIPE,
+    ) as process:
+        # Its standard input stays open: only the parent's process id tells.
+        assert process.wait(timeout=PATIENCE_S) == 0
+        assert process.stdout is not None
+        assert json.loads(process.stdout.readlines()[-1]) == {"status": -signal.SIGKILL}
     assert processes_with(token) == []
     assert list(scratch_home.iterdir()) == []
 
@@ -241,20 +286,19 @@ def test_a_parent_that_died_before_the_supervisor_looked_is_noticed(
 def test_a_child_dies_with_its_supervisor_and_its_leftovers_are_removed(
     tmp_path: Path, scratch_home: Path, token: str
 ) -> None:
-    script = f"touch /dev/shm/{token}-region; : {token}; exec sleep 60"
+    script = f"touch /dev/shm/{token}-region; sleep 60; :"
     child = ChildProcess(shell(script, shared_memory_prefix=token), log=tmp_path / "log")
     assert eventually((SHARED_MEMORY / f"{token}-region").exists)
-    os.kill(int(Path(f"/proc/{child.pid}/stat").read_text().split()[3]), signal.SIGKILL)
+    os.kill(psutil.Process(child.pid).ppid(), signal.SIGKILL)
     assert wait_for_end(child) == -signal.SIGKILL
-    assert eventually(lambda: not Path(f"/proc/{child.pid}/cmdline").read_bytes()
-                      if Path(f"/proc/{child.pid}").exists() else True)  # fmt: skip
+    assert eventually(lambda: child.pid not in processes_with(token))
     assert not (SHARED_MEMORY / f"{token}-region").exists()
     assert list(scratch_home.iterdir()) == []
 
 
 def test_a_told_supervisor_ends_the_child(tmp_path: Path, scratch_home: Path) -> None:
     child = ChildProcess(shell("exec sleep 60"), log=tmp_path / "log")
-    os.kill(int(Path(f"/proc/{child.pid}/stat").read_text().split()[3]), signal.SIGTERM)
+    os.kill(psutil.Process(child.pid).ppid(), signal.SIGTERM)
     assert wait_for_end(child) == -signal.SIGKILL
     assert list(scratch_home.iterdir()) == []
 

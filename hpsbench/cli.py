@@ -120,6 +120,8 @@ def _add_runs(parser: argparse.ArgumentParser) -> None:
 
 def _update(given: argparse.Namespace) -> int:
     chosen = _chosen_runs(given)
+    for run in chosen:
+        print(f"run {run.run_id}: preset {run.preset}, recorded {run.recorded_at}")
     new = runs.combined(chosen)
     if given.only is not None:
         new = _only(given.only, new)

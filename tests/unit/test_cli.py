@@ -53,6 +53,7 @@ def test_update_stores_the_newest_run(command: Run) -> None:
     code, out, _ = command("baseline", "update")
     assert code == 0
     assert out.splitlines() == [
+        "run 20260103T030405Z-bbbbbb: preset smoke, recorded 2026-01-02T03:04:05Z",
         "stored baselines/cpu-test-2c/smoke-native_tf-b64.json",
         "stored baselines/cpu-test-2c/smoke-hps_tf-b64.json",
         "review the change with `git diff`, and commit it",

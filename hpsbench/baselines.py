@@ -23,6 +23,8 @@ from hpsbench.workload import Workload
 SCHEMA_VERSION = 1
 RESTORE_HINT = "restore the file from git, or delete it and run `hpsbench baseline update`"
 LOCK_NAME = ".lock"
+#: Holds what others published (`hpsbench.published`), and is no class of machine.
+PUBLISHED_FOLDER = "published"
 STAGING_PREFIX = ".staging-"
 
 
@@ -105,7 +107,7 @@ def load(folder: Path, machine: str) -> Baselines:
     here = {b.benchmark: b for b in map(load_one, _files(folder / machine))}
     elsewhere: dict[str, tuple[str, ...]] = {}
     for other in sorted(p for p in _children(folder) if p.is_dir() and not p.name.startswith(".")):
-        if other.name != machine:
+        if other.name not in (machine, PUBLISHED_FOLDER):
             for path in _files(other):
                 elsewhere[path.stem] = (*elsewhere.get(path.stem, ()), other.name)
     return Baselines(

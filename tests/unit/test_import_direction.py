@@ -28,6 +28,7 @@ ROOMS = (
     ("baselines",),
     ("verdict",),
     ("runs",),
+    ("published",),
     ("figures",),
     ("report",),
     ("gate",),

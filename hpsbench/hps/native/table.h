@@ -54,11 +54,11 @@ class Table {
   void use_hash_index(std::shared_ptr<const HashIndex> index, uint32_t first_row);
 
   template <class Key>
-  void lookup(const Key* keys, uint64_t num_keys, float* out, uint32_t flags);
+  void lookup(const Key* keys, uint64_t num_keys, float* out, bool continued);
 
  private:
   template <class Key, class Index>
-  void dispatch(const Index& index, const Key* keys, uint64_t n, float* out, uint32_t flags);
+  void dispatch(const Index& index, const Key* keys, uint64_t n, float* out, bool continued);
 
   struct DirectIndex;
   struct SharedHashIndex;

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import glob
 import secrets
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 from hpsbench import storage
 from hpsbench.baselines import Baseline, BaselineLaunch, BaselineRun
-from hpsbench.config import Suite
+from hpsbench.config import Suite, load_suite, preset_names
 from hpsbench.errors import BaselineError
 from hpsbench.machine import Machine
 from hpsbench.measurements import Measurement
@@ -186,3 +188,33 @@ def combined(runs: Sequence[Run]) -> list[Baseline]:
             )
         joined[key] = Baseline(**{**vars(first), "runs": first.runs + baseline.runs})
     return list(joined.values())
+
+
+def reproduction(run: Run) -> str:
+    """Return the command that measures the same again, on as many launches.
+
+    A preset of the user's own is named as a file; its settings cannot be told from its fields.
+    """
+    tests = dict.fromkeys(result.test.partition("::")[0] for result in run.results)
+    measured = [result.measurement for result in run.results]
+    known = run.preset in preset_names()
+    words = ["pytest", *tests, "--preset", run.preset if known else f"{run.preset}.toml"]
+    words += ["--variants", ",".join(dict.fromkeys(m.variant for m in measured))]
+    settings = {**run.workload.settings, **run.under_test}
+    settings["load.batch_sizes"] = list(dict.fromkeys(m.batch_size for m in measured))
+    settings["load.launches"] = max((len(m.launches) for m in measured), default=0)
+    if known:
+        for name, value in _settings_of(load_suite(run.preset)).items():
+            if str(settings.get(name, value)) != str(value):
+                text = str(settings[name])
+                text = text.lower() if text in ("True", "False") else text
+                words += ["--set", f"{name}={text}"]
+    return shlex.join(words)
+
+
+def _settings_of(suite: Suite) -> dict[str, Any]:
+    load = {
+        "load.batch_sizes": list(suite.load.batch_sizes),
+        "load.launches": suite.load.launches,
+    }
+    return {**workload_of(suite).settings, **subject_settings(suite), **load}

@@ -185,7 +185,7 @@ def launch_spread(
                     marks.append(marker(place, drawn, at, 3.6, class_=f"{kind} v{place}", tip=tip))
         title = f"Batch {size}"
         text = f"p10 ratios of launches at batch size {size}, as changes from the baseline"
-        panels.append(panel(title, text, frame.bottom + 40, marks))
+        panels.append(panel(title, text, frame.bottom + 42, marks))
     return panels
 
 
@@ -245,7 +245,7 @@ def stage_bars(stages: Mapping[tuple[str, int], Stages], variants: Sequence[str]
             total = notation.milliseconds(split.total_ns)
             marks.append(words(total, x(start_ms) + 5, middle + 4, class_="value"))
         text = f"stages of the mean latency at batch size {size}"
-        panels.append(panel(f"Batch {size}", text, frame.bottom + 40, marks))
+        panels.append(panel(f"Batch {size}", text, frame.bottom + 42, marks))
     return panels
 
 

@@ -87,17 +87,17 @@ def x_axis(
     for value, text in ticks:
         x = scale(value)
         marks.append(line(x, frame.top, x, frame.bottom, class_="grid"))
-        half = len(text) * FONT * 0.3
+        half = len(text) * FONT * 0.33
         placed.append((min(x, WIDTH - half), half, text))
     # The last is the one that a reader looks for; the others give way to it.
     free_from, last_from = -math.inf, placed[-1][0] - placed[-1][1] if placed else 0.0
     for number, (x, half, text) in enumerate(placed):
         is_last = number == len(placed) - 1
         if is_last or (x - half >= free_from and x + half + 6 <= last_from):
-            marks.append(words(text, x, frame.bottom + 16, anchor="middle"))
+            marks.append(words(text, x, frame.bottom + 18, anchor="middle"))
             free_from = x + half + 6
     middle = (frame.left + frame.right) / 2
-    marks.append(words(label, middle, frame.bottom + 33, anchor="middle", class_="label"))
+    marks.append(words(label, middle, frame.bottom + 35, anchor="middle", class_="label"))
     return marks
 
 

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -19,6 +20,15 @@ NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 def find_chromium() -> str | None:
     """Return the path of a Chromium, None where there is none."""
     return next((path for name in NAMES if (path := shutil.which(name))), None)
+
+
+#: Becomes the browser, with the protocol's pipes where it looks for them.
+_EXEC = """\
+import os, sys
+os.dup2(int(sys.argv[1]), 3)
+os.dup2(int(sys.argv[2]), 4)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
 
 
 class Chromium:
@@ -96,10 +106,9 @@ def chromium(profile: Path) -> Iterator[Chromium]:
     assert program is not None
     from_us, to_browser = _pipe()
     from_browser, to_us = _pipe()
-    # The protocol's pipes are the file descriptors 3 and 4 of the browser.
     process = subprocess.Popen(
         [
-            "sh", "-c", f'exec "$@" 3<&{from_us} 4>&{to_us}', "sh",
+            sys.executable, "-I", "-S", "-c", _EXEC, str(from_us), str(to_us),
             program, "--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run",
             "--disable-dev-shm-usage", "--remote-debugging-pipe", f"--user-data-dir={profile}",
         ],
@@ -128,7 +137,7 @@ def chromium(profile: Path) -> Iterator[Chromium]:
 
 
 def _pipe() -> tuple[int, int]:
-    # Beyond 3 and 4, which the browser's ends become.
+    # Beyond 3 and 4, which the browser's ends become, so that neither overwrites the other.
     low = os.pipe()
     high = tuple(fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 10) for fd in low)
     for fd in low:

@@ -34,7 +34,7 @@ def summary(contents: Contents) -> str:
     for outcome, group in groups.items():
         hints = dict.fromkeys(verdict.hint for verdict in group if verdict.hint)
         lines += [f"- **{outcome.value}**, {notation.meaning(outcome)}: {h}" for h in hints]
-        lines += [f"  - {_escaped(v.text)}" for v in group if v.change is None]
+        lines += [f"  - `{v.benchmark}`: {_escaped(notation.said(v))}" for v in group]
     if groups:
         lines.append("")
     if passed:

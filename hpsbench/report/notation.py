@@ -57,6 +57,12 @@ def headline(verdicts: Sequence[Verdict]) -> str:
     return f"All {_benchmarks(total)} passed" if total > 1 else "The benchmark passed"
 
 
+def said(verdict: Verdict) -> str:
+    """Return a verdict's sentence without its benchmark, and without what a table of them shows."""
+    _, _, text = verdict.text.partition(": ")
+    return text if verdict.change is None else text.partition("; ")[2]
+
+
 def natural(name: str) -> list[tuple[str, int]]:
     """Return a key that sorts b32 before b256."""
     return [(text, int(number or 0)) for text, number in re.findall(r"(\D+)(\d*)", name)]

@@ -60,11 +60,13 @@ def linear_scale(low: float, high: float, start: float, end: float) -> Scale:
 
 
 def log_ticks(low: float, high: float, *, most: int = 7) -> list[float]:
-    """Return round numbers from `low` to `high`: powers of ten, with 2 and 5 where they fit."""
+    """Return round numbers from `low` to `high`: powers of ten, and others between that fit."""
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
     for steps in ((1, 1.5, 2, 3, 4, 5, 6, 8), (1, 2, 3, 5, 7), (1, 2, 5), (1, 3), (1,)):
         ticks = [s * 10.0**e for e in range(first, last + 1) for s in steps]
         shown = [t for t in ticks if low * 0.999 <= t <= high * 1.001]
+        if len(shown) < 2:
+            return linear_ticks(low, high, most=4)
         if len(shown) <= most:
             return shown
     return shown[:: math.ceil(len(shown) / most)]

@@ -60,7 +60,7 @@ def _verdict_table(verdicts: Sequence[Verdict], span: float, *, sentences: bool)
         )
         name = element("th", element("b", verdict.benchmark), scope="row")
         if sentences:
-            name.append(element("p", *_sentence(_said(verdict)), class_="said"))
+            name.append(element("p", *_sentence(notation.said(verdict)), class_="said"))
         cells = [
             element("td", text, data_label=label)
             for label, text in zip(names[1:], texts, strict=True)
@@ -274,14 +274,8 @@ def _facts(facts: Iterable[tuple[str, str]]) -> Element:
                           for name, text in facts for i in (0, 1)])  # fmt: skip
 
 
-def _said(verdict: Verdict) -> str:
-    """Return a verdict's sentence without its benchmark, and without what the columns show."""
-    _, _, said = verdict.text.partition(": ")
-    return said if verdict.change is None else said.partition("; ")[2]
-
-
 def _bold_name(verdict: Verdict) -> list[str | Element]:
-    return [element("b", verdict.benchmark), f": {_said(verdict)}"]
+    return [element("b", verdict.benchmark), f": {notation.said(verdict)}"]
 
 
 def _sentence(text: str) -> list[str | Element]:

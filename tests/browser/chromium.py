@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -100,8 +101,14 @@ class Chromium:
 
 
 @contextmanager
-def chromium(profile: Path) -> Iterator[Chromium]:
-    """Yield a running browser that keeps its files in `profile`."""
+def chromium() -> Iterator[Chromium]:
+    """Yield a running browser, whose files are gone afterwards."""
+    # Its last processes may still write while the folder is removed: pytest's own would complain.
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
+        yield from _running(profile)
+
+
+def _running(profile: str) -> Iterator[Chromium]:
     program = find_chromium()
     assert program is not None
     from_us, to_browser = _pipe()

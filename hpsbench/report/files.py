@@ -15,8 +15,8 @@ def write(path: Path, text: str) -> None:
     """Write a report in place of the one before. Raises ReportError when it cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        if path.exists() and not path.is_file():
-            # /dev/stdout, or a pipe.
+        if path.is_symlink() or (path.exists() and not path.is_file()):
+            # /dev/stdout or a pipe, in whose place no file may be put.
             path.write_text(text, "utf-8")
         else:
             storage.write_atomically(path, text)

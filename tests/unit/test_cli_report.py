@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -71,9 +72,21 @@ def test_every_form_is_written_that_is_asked_for() -> None:
     assert not Path(".hpsbench/report.html").exists()
 
 
-def test_what_is_no_file_is_written_to_in_place(capfd: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["report", "--markdown", "/dev/stdout"]) == 0
-    assert capfd.readouterr().out.startswith("## hpsbench: ")
+@pytest.mark.parametrize("target", ["file", "pipe"])
+def test_what_is_no_plain_file_is_written_to_in_place(target: str) -> None:
+    """As /dev/stdout is, which must stay what it is."""
+    read_fd, write_fd = os.pipe()
+    Path("target").write_text("old")
+    link = Path("link")
+    link.symlink_to("target" if target == "file" else f"/proc/self/fd/{write_fd}")
+    try:
+        assert cli.main(["report", "--markdown", "link"]) == 0
+        assert link.is_symlink()
+        written = Path("target").read_text() if target == "file" else os.read(read_fd, 99).decode()
+        assert written.startswith("## hpsbench: ")
+    finally:
+        os.close(read_fd)
+        os.close(write_fd)
 
 
 def test_a_damaged_earlier_run_costs_its_place_in_the_history_alone() -> None:

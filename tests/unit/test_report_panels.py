@@ -39,7 +39,7 @@ def test_logarithmic_ticks_are_few_and_inside(low: float, spread: float) -> None
     assert all(low * 0.998 <= tick <= low * spread * 1.002 for tick in ticks)
 
 
-@given(st.floats(-1e6, 1e6), st.floats(1e-3, 1e6), st.integers(2, 8))
+@given(st.floats(-1e6, 1e6), st.floats(1e-3, 1e6), st.integers(4, 8))
 def test_linear_ticks_are_few_and_inside(low: float, span: float, most: int) -> None:
     ticks = linear_ticks(low, low + span, most=most)
     assert 1 <= len(ticks) <= most + 1

@@ -186,15 +186,18 @@ class Environment:
     ci: bool
     cache_dir: Path
     cxx: str
+    step_summary: Path | None
 
 
 def environment() -> Environment:
-    """Return what `CI`, `HPSBENCH_CACHE_DIR` (else `XDG_CACHE_HOME`/hpsbench) and `CXX` say."""
+    """Return what the variables say: docs/configuration.md lists them."""
+    summary = os.environ.get("GITHUB_STEP_SUMMARY")
     cache_home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     return Environment(
         ci=os.environ.get("CI", "").lower() not in ("", "0", "false"),
         cache_dir=Path(os.environ.get("HPSBENCH_CACHE_DIR") or Path(cache_home) / "hpsbench"),
         cxx=os.environ.get("CXX") or "g++",
+        step_summary=Path(summary) if summary else None,
     )
 
 

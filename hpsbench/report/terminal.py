@@ -93,8 +93,8 @@ def verdict_lines(verdicts: Sequence[Verdict], *, width: int) -> list[Line]:
     return lines + _wrapped(counts, first="verdicts: ", width=width, bold=True)
 
 
-def closing_lines(run: Run, *, strict: bool, stored: str | None) -> list[Line]:
-    """Return where the run is stored, and what its verdicts mean for the exit status."""
+def closing_lines(run: Run, *, strict: bool, stored: str | None, report: str | None) -> list[Line]:
+    """Return what the verdicts mean for the exit status, and where run and report are stored."""
     lines = []
     undecided = sum(not v.outcome.decided for v in run.verdicts)
     if undecided and strict:
@@ -104,6 +104,8 @@ def closing_lines(run: Run, *, strict: bool, stored: str | None) -> list[Line]:
         lines.append(Line(text=f"{undecided} without a verdict: exit status 10 with --strict-gate"))
     if stored is not None:
         lines.append(Line(text=f"run stored in {stored}; see `hpsbench baseline diff`"))
+    if report is not None:
+        lines.append(Line(text=f"report: {report}"))
     return lines
 
 

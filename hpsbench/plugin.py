@@ -136,7 +136,8 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         runs.prepare(options.runs_dir)
     except BenchError as error:
         raise pytest.UsageError(str(error)) from error
-    run = runs.new_run(options.suite, machine)
+    commit = runs.commit_of(config.rootpath)
+    run = runs.new_run(options.suite, machine, commit=commit)
     config.stash[_STATE_KEY].gate = gate.SessionGate(options.suite, stored, run)
 
 

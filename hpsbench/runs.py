@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import secrets
 import shlex
+import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -51,8 +52,8 @@ class Run:
         return (*(r.verdict for r in self.results), *self.vanished)
 
 
-def new_run(suite: Suite, machine: Machine) -> Run:
-    """Return a run that starts now and has measured nothing."""
+def new_run(suite: Suite, machine: Machine, *, commit: str | None = None) -> Run:
+    """Return a run that starts now and has measured nothing, at a commit where one is known."""
     now = datetime.now(timezone.utc)
     return Run(
         # Milliseconds, so that two runs of one second still sort by their time.
@@ -61,8 +62,24 @@ def new_run(suite: Suite, machine: Machine) -> Run:
         preset=suite.preset,
         workload=workload_of(suite),
         machine=machine,
-        under_test={**machine.versions, **subject_settings(suite)},
+        under_test={
+            **({} if commit is None else {"commit": commit}),
+            **machine.versions,
+            **subject_settings(suite),
+        },
     )
+
+
+def commit_of(folder: Path) -> str | None:
+    """Return the commit checked out in `folder`, `-dirty` where files differ; None without git."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    try:
+        done = subprocess.run(
+            command, cwd=folder, capture_output=True, text=True, timeout=10, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() or None
 
 
 def prepare(folder: Path) -> None:

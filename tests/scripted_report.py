@@ -80,7 +80,12 @@ def sample_run(session: int = 0, *, variants: Sequence[str] = tuple(P10_MS)) -> 
     measured = [sample_measurement(v, b, session=session) for b in BATCH_SIZES for v in variants]
     day = f"2026-01-{session + 1:02}"
     run = run_of(*measured, run_id=f"{day.replace('-', '')}T030405Z-{session:06}")
-    return dataclasses.replace(run, preset="laptop", recorded_at=f"{day}T03:04:05Z")
+    return dataclasses.replace(
+        run,
+        preset="laptop",
+        recorded_at=f"{day}T03:04:05Z",
+        under_test={"commit": f"{session:x}a7c0de4b1f2", **run.under_test},
+    )
 
 
 def every_outcome() -> Contents:

@@ -187,8 +187,10 @@ def publication_details(publication: Publication) -> Element:
 
 def environment(run: Run) -> list[Content]:
     """Return what was measured on and with, and the command that measures it again."""
+    commit = run.under_test.get("commit")
+    where = "in this project" if commit is None else f"at commit {commit}"
     return [
-        element("p", "To measure the same again, in a checkout with the same versions:"),
+        element("p", f"To measure the same again, {where} with the same versions:"),
         element("pre", element("code", reproduction(run)), tabindex=0),
         element(
             "div",

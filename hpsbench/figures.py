@@ -167,7 +167,7 @@ class LaunchRatios:
     """p10 ratios of single launches, as changes (0.03 is 3% slower) from `center`.
 
     `center` is the baseline's typical ratio, or without a baseline (`stored` is empty) the run's
-    own. `limit` is the verdict's, None where it compared nothing.
+    own. `limit` is the verdict's, None where there is nothing to set it off from.
     """
 
     center: float
@@ -187,7 +187,7 @@ def launch_ratios(result: Result, baseline: Baseline | None) -> LaunchRatios | N
         center=center,
         own=tuple(ratio / center - 1 for ratio in own),
         stored=tuple(ratio / center - 1 for session in sessions for ratio in session),
-        limit=result.verdict.limit,
+        limit=result.verdict.limit if sessions else None,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from hpsbench.report.contents import Contents
 from hpsbench.runs import Result, Run, combined
 from hpsbench.session import reference_of
 from hpsbench.verdict import vanished
-from tests.scripted import run_of, verdict
+from tests.scripted import measurement, run_of, verdict
 
 BASELINES_FOLDER = Path(__file__).parents[1] / "baselines"
 BATCH_SIZES = (32, 256, 1024, 4096)
@@ -121,4 +122,34 @@ def every_outcome() -> Contents:
         baselines=stored,
         publications=published.load(BASELINES_FOLDER),
         earlier=earlier,
+    )
+
+
+def noisy() -> Contents:
+    """Return a report of a machine that can resolve nothing: changes beyond any scale."""
+    sizes = (7, 32, 64, 256, 1024, 2048, 4096, 8192, 16384, 32768, 131072)
+    wild = ((1.0, 1.1), (4.0, 0.3), (0.2, 6.0))
+    sessions = [
+        run_of(
+            *(
+                measurement(variant, size, launches=launches, reference_ns=900_000 + 9_137 * size)
+                for size in sizes
+                for variant, launches in zip(variants, wild, strict=True)
+            ),
+            run_id=f"20260102T030405Z-{number:06}",
+        )
+        for number, variants in enumerate(itertools.permutations(("native_tf", "hps_tf", "newer")))
+    ]
+    stored = {b.benchmark: b for b in combined(sessions[:1])}
+    results = tuple(
+        dataclasses.replace(
+            result, verdict=verdict(result.measurement, stored[result.measurement.benchmark])
+        )
+        for result in sessions[-1].results
+    )
+    return Contents(
+        run=dataclasses.replace(sessions[-1], results=results),
+        baselines=stored,
+        publications=published.load(BASELINES_FOLDER),
+        earlier=sessions[:-1],
     )

@@ -29,6 +29,7 @@ from hpsbench.report.panels import (
     marker,
     panel,
     path,
+    text_width,
     words,
     x_axis,
     y_axis,
@@ -321,9 +322,14 @@ def forest_scale(span: float) -> Element:
     """Return the axis above a column of `forest`."""
     x = _forest_axis(span)
     labels = _percent_ticks(span, most=4)
+    outer = [labels[0], (0.0, "0"), labels[-1]]
+    placed = [(text, text_width(text) / 2, x(value)) for value, text in outer]
     return element(
         "svg",
-        [words(text, x(value), 12, anchor="middle") for value, text in labels],
+        [
+            words(text, max(half, min(_FOREST_WIDTH - half, at)), 12, anchor="middle")
+            for text, half, at in placed
+        ],
         view_box=f"0 0 {_FOREST_WIDTH:g} 16",
         class_="forest",
         aria_hidden="true",

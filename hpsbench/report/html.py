@@ -162,8 +162,8 @@ def _launches_lead(with_baseline: bool) -> list[Content]:
         text += "Filled marks are this run's launches, hollow ones the baseline's, both as changes "
         text += "from the baseline's typical ratio; the band is the verdict's limit."
     else:
-        text += "There is no baseline to compare with, so launches are shown as changes from this "
-        text += "run's own typical ratio: how far they spread is what this machine can resolve."
+        text += "No baseline of these is stored, so they are shown as changes from this run's own "
+        text += "typical ratio: how far they spread is what this machine can resolve."
     return [_lead(text)]
 
 

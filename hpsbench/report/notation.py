@@ -50,10 +50,11 @@ def headline(verdicts: Sequence[Verdict]) -> str:
     if undecided == total:
         return f"No verdict on {'any of ' if total > 1 else ''}{_benchmarks(total)}"
     if undecided:
-        return f"Nothing regressed, and {undecided} of {_benchmarks(total)} without a verdict"
+        have = "has" if undecided == 1 else "have"
+        return f"Nothing regressed; {undecided} of {_benchmarks(total)} {have} no verdict"
     improved = counts.get(Outcome.IMPROVED, 0)
     if improved:
-        return f"Nothing regressed, and {improved} of {_benchmarks(total)} improved"
+        return f"Nothing regressed; {improved} of {_benchmarks(total)} improved"
     return f"All {_benchmarks(total)} passed" if total > 1 else "The benchmark passed"
 
 
@@ -93,18 +94,24 @@ def ratio(value: float | None) -> str:
 
 
 def change(fraction: float | None) -> str:
-    """Return `+5.1%`, or a dash."""
-    return DASH if fraction is None else f"{fraction:+.1%}".replace("-", MINUS)
+    """Return `+5.1%`, or a dash; `+213%` beyond double."""
+    if fraction is None:
+        return DASH
+    return f"{fraction:+.{_decimals(fraction)}%}".replace("-", MINUS)
 
 
 def limit(fraction: float | None) -> str:
     """Return `±3.0%`, or a dash."""
-    return DASH if fraction is None else f"±{fraction:.1%}"
+    return DASH if fraction is None else f"±{fraction:.{_decimals(fraction)}%}"
 
 
 def interval(low: float | None, high: float | None) -> str:
     """Return `+1.2% to +4.5%`, or a dash."""
     return DASH if low is None or high is None else f"{change(low)} to {change(high)}"
+
+
+def _decimals(fraction: float) -> int:
+    return 1 if abs(fraction) < 1 else 0
 
 
 def _benchmarks(count: int) -> str:

@@ -16,6 +16,7 @@ from hpsbench.report.elements import Content, Element, element
 
 WIDTH = 420.0
 FONT = 12.0
+_WIDE = "+%\N{MINUS SIGN}"
 
 #: A position on an axis from a value.
 Scale = Callable[[float], float]
@@ -89,7 +90,7 @@ def x_axis(
     for value, text in ticks:
         x = scale(value)
         marks.append(line(x, frame.top, x, frame.bottom, class_="grid"))
-        half = len(text) * FONT * 0.33
+        half = text_width(text) / 2
         placed.append((min(x, WIDTH - half), half, text))
     # The last is the one that a reader looks for; the others give way to it.
     free_from, last_from = -math.inf, placed[-1][0] - placed[-1][1] if placed else 0.0
@@ -120,6 +121,11 @@ def words(
 ) -> Element:
     """Return a text whose baseline is at `y`."""
     return element("text", text, x=x, y=y, text_anchor=anchor, class_=class_)
+
+
+def text_width(text: str) -> float:
+    """Return about how wide a label is, in the widest of the usual fonts."""
+    return FONT * sum(0.95 if character in _WIDE else 0.64 for character in text)
 
 
 def line(x1: float, y1: float, x2: float, y2: float, *, class_: str) -> Element:

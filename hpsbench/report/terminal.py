@@ -76,13 +76,17 @@ def table(run: Run, *, concurrency: int, width: int) -> list[Line]:
 
 
 def verdict_lines(verdicts: Sequence[Verdict], *, width: int) -> list[Line]:
-    """Return the verdicts, worst first; a hint that neighbours share stands once, below them."""
+    """Return the verdicts, worst first; what several share is said once, and so is a hint."""
     ordered = sorted(verdicts, key=lambda v: (_ORDER.index(v.outcome), _natural(v.benchmark)))
     lines: list[Line] = []
     for (outcome, hint), group in groupby(ordered, key=lambda v: (v.outcome, v.hint)):
+        said: dict[str, list[str]] = {}
         for verdict in group:
+            said.setdefault(_said(verdict), []).append(verdict.benchmark)
+        for text, benchmarks in said.items():
             first = f"{outcome.value:<14}"
-            lines += _wrapped(_said(verdict), first=first, width=width, color=_color(outcome))
+            line = f"{', '.join(benchmarks)}: {text}"
+            lines += _wrapped(line, first=first, width=width, color=_color(outcome))
         if hint:
             lines += _wrapped(hint, first=f"{'':14}-> ", width=width)
     counts = ", ".join(
@@ -170,8 +174,8 @@ def _natural(name: str) -> list[tuple[str, int]]:
 
 def _said(verdict: Verdict) -> str:
     if verdict.outcome is Outcome.PASS and verdict.change is not None:
-        return f"{verdict.benchmark}: p10 {verdict.change:+.1%} (limit {verdict.limit:.1%})"
-    return verdict.text
+        return f"p10 {verdict.change:+.1%} (limit {verdict.limit:.1%})"
+    return verdict.text.removeprefix(f"{verdict.benchmark}: ")
 
 
 def _wrapped(

@@ -171,7 +171,7 @@ def test_a_run_alone_has_neither_history_nor_published_figures() -> None:
     text = page(bare(sample_run(variants=("native_tf", "hps_tf"))))
     Page(text)
     assert headings(text) == [s for s in SECTIONS if s not in ("History", "Published figures")]
-    assert "There is no baseline to compare with" in text
+    assert "No baseline of these is stored" in text
 
 
 def test_what_was_not_measured_leaves_a_gap_and_no_error() -> None:

@@ -91,8 +91,8 @@ def test_the_xml_counts_what_it_holds() -> None:
         ([], "Nothing was measured"),
         (["PASS"], "The benchmark passed"),
         (["PASS"] * 3, "All 3 benchmarks passed"),
-        (["PASS", "IMPROVED"], "Nothing regressed, and 1 of 2 benchmarks improved"),
-        (["PASS", "VANISHED"], "Nothing regressed, and 1 of 2 benchmarks without a verdict"),
+        (["PASS", "IMPROVED"], "Nothing regressed; 1 of 2 benchmarks improved"),
+        (["PASS", "VANISHED"], "Nothing regressed; 1 of 2 benchmarks has no verdict"),
         (["NO_BASELINE"] * 2, "No verdict on any of 2 benchmarks"),
         (["NO_BASELINE"], "No verdict on 1 benchmark"),
         (["REGRESSED", "INVALID", "PASS"], "1 of 3 benchmarks regressed"),
@@ -113,7 +113,9 @@ def test_the_headline_is_the_result_in_a_sentence(outcomes: list[str], text: str
         (notation.ratio(0.94555), "0.946"),
         (notation.ratio(39.74), "39.7"),
         (notation.change(-0.0512), "−5.1%"),  # noqa: RUF001
+        (notation.change(21.2), "+2120%"),
         (notation.limit(0.03), "±3.0%"),
+        (notation.interval(0.012, None), "–"),  # noqa: RUF001
     ],
 )
 def test_figures_are_written_alike(written: str, expected: str) -> None:

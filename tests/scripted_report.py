@@ -11,11 +11,12 @@ import numpy as np
 
 from hpsbench import published
 from hpsbench.baselines import Baseline
+from hpsbench.config import load_suite
 from hpsbench.measurements import LaunchMeasurement, Measurement, ServerTimes
 from hpsbench.report.contents import Contents
 from hpsbench.runs import Result, Run, combined
 from hpsbench.session import reference_of
-from hpsbench.verdict import vanished
+from hpsbench.verdict import judge, vanished
 from tests.scripted import measurement, run_of, verdict
 
 BASELINES_FOLDER = Path(__file__).parents[1] / "baselines"
@@ -114,7 +115,15 @@ def every_outcome() -> Contents:
         if name in (*without, *elsewhere):
             known = None
             del stored[name]
-        judged = verdict(m, known, elsewhere=["gpu-nvidia-h100-80gb-hbm3"] * (name in elsewhere))
+        judged = judge(
+            m,
+            known,
+            load_suite("smoke").gate,
+            workload=run.workload,
+            under_test=run.under_test,
+            machine=run.machine.cls,
+            elsewhere=["gpu-nvidia-h100-80gb-hbm3"] * (name in elsewhere),
+        )
         results.append(Result(test=f"tests/t.py::test[{name}]", measurement=m, verdict=judged))
     gone = dataclasses.replace(stored["laptop-hps_tf-b32"], benchmark="laptop-hps_old-b32")
     return Contents(

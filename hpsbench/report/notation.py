@@ -10,6 +10,9 @@ from hpsbench.verdict import Outcome, Verdict
 DASH = "\N{EN DASH}"
 MINUS = "\N{MINUS SIGN}"
 
+#: A change beyond this is of no known size.
+_WIDEST = 10.0
+
 _ORDER = list(Outcome)
 _MEANINGS = {
     Outcome.REGRESSED: "slower than its baseline",
@@ -17,7 +20,7 @@ _MEANINGS = {
     Outcome.VANISHED: "has a baseline, and was not measured",
     Outcome.OTHER_MACHINE: "has a baseline of another class of machine",
     Outcome.NO_BASELINE: "nothing to compare with",
-    Outcome.INCONCLUSIVE: "perhaps slower, and not by enough to be sure",
+    Outcome.INCONCLUSIVE: "measured, without a sure answer",
     Outcome.IMPROVED: "faster than its baseline",
     Outcome.PASS: "no change beyond its limit",
 }
@@ -94,15 +97,18 @@ def ratio(value: float | None) -> str:
 
 
 def change(fraction: float | None) -> str:
-    """Return `+5.1%`, or a dash; `+213%` beyond double."""
+    """Return `+5.1%`, or a dash; `+213%` beyond double, and `>+1000%` where more says no more."""
     if fraction is None:
         return DASH
-    return f"{fraction:+.{_decimals(fraction)}%}".replace("-", MINUS)
+    if abs(fraction) < 0.0005:
+        return "0.0%"
+    sign = "+" if fraction > 0 else MINUS
+    return f"{_beyond(fraction)}{sign}{_percent(fraction)}"
 
 
 def limit(fraction: float | None) -> str:
     """Return `±3.0%`, or a dash."""
-    return DASH if fraction is None else f"±{fraction:.{_decimals(fraction)}%}"
+    return DASH if fraction is None else f"{_beyond(fraction)}±{_percent(fraction)}"
 
 
 def interval(low: float | None, high: float | None) -> str:
@@ -110,8 +116,13 @@ def interval(low: float | None, high: float | None) -> str:
     return DASH if low is None or high is None else f"{change(low)} to {change(high)}"
 
 
-def _decimals(fraction: float) -> int:
-    return 1 if abs(fraction) < 1 else 0
+def _percent(fraction: float) -> str:
+    size = min(abs(fraction), _WIDEST)
+    return f"{size:.1%}" if size < 1 else f"{size:.0%}"
+
+
+def _beyond(fraction: float) -> str:
+    return ">" if abs(fraction) > _WIDEST else ""
 
 
 def _benchmarks(count: int) -> str:

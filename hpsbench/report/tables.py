@@ -26,32 +26,34 @@ def verdict_group(outcome: Outcome, verdicts: Sequence[Verdict], span: float) ->
         element("b", f" {len(verdicts)} "),
         element("span", notation.meaning(outcome), class_="meaning"),
     )
-    hints = dict.fromkeys(v.hint for v in verdicts if v.hint)
-    advice = [element("p", _sentence(hint), class_="hint") for hint in hints]
     folded = outcome in _QUIET and len(verdicts) > _LONGEST_OPEN
-    if any(v.change is not None for v in verdicts):
-        listing = _verdict_table(verdicts, span, sentences=outcome is not Outcome.PASS)
-    else:
-        listing = element(
-            "ul",
-            [element("li", *_bold_name(verdict)) for verdict in verdicts],
-            class_="verdict-list",
-        )
+    listings: list[Content] = []
+    for hint in dict.fromkeys(verdict.hint for verdict in verdicts):
+        alike = [verdict for verdict in verdicts if verdict.hint == hint]
+        if hint:
+            listings.append(element("p", _sentence(hint), class_="hint"))
+        listings.append(_verdict_listing(alike, span))
     return element(
         "details",
         heading,
-        advice,
-        listing,
+        *listings,
         class_=f"outcome {outcome.value.lower()}",
         open=None if folded else "",
     )
 
 
-def _verdict_table(verdicts: Sequence[Verdict], span: float, *, sentences: bool) -> Element:
-    names = ("benchmark", "p10 change", "interval", "limit", "p50 change, limit")
+def _verdict_listing(verdicts: Sequence[Verdict], span: float) -> Element:
+    if any(verdict.change is not None for verdict in verdicts):
+        return _verdict_table(verdicts, span)
+    items = [element("li", *_bold_name(verdict)) for verdict in verdicts]
+    return element("ul", items, class_="verdict-list")
+
+
+def _verdict_table(verdicts: Sequence[Verdict], span: float) -> Element:
+    names = ("benchmark", "p10 change", "interval", "limit", "p50 change")
     rows = []
     for verdict in verdicts:
-        p50 = f"{notation.change(verdict.change_p50)} {notation.limit(verdict.limit_p50)}"
+        p50 = f"{notation.change(verdict.change_p50)}, limit {notation.limit(verdict.limit_p50)}"
         texts = (
             notation.change(verdict.change),
             notation.interval(verdict.low, verdict.high),
@@ -59,7 +61,7 @@ def _verdict_table(verdicts: Sequence[Verdict], span: float, *, sentences: bool)
             p50 if verdict.change_p50 is not None else notation.DASH,
         )
         name = element("th", element("b", verdict.benchmark), scope="row")
-        if sentences:
+        if verdict.outcome is not Outcome.PASS:
             name.append(element("p", *_sentence(notation.said(verdict)), class_="said"))
         cells = [
             element("td", text, data_label=label)

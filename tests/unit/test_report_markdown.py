@@ -113,7 +113,10 @@ def test_the_headline_is_the_result_in_a_sentence(outcomes: list[str], text: str
         (notation.ratio(0.94555), "0.946"),
         (notation.ratio(39.74), "39.7"),
         (notation.change(-0.0512), "−5.1%"),  # noqa: RUF001
-        (notation.change(21.2), "+2120%"),
+        (notation.change(-0.0001), "0.0%"),
+        (notation.change(2.127), "+213%"),
+        (notation.change(21.2), ">+1000%"),
+        (notation.limit(21.2), ">±1000%"),
         (notation.limit(0.03), "±3.0%"),
         (notation.interval(0.012, None), "–"),  # noqa: RUF001
     ],

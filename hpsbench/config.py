@@ -155,6 +155,7 @@ class GateConfig:
 
     noise_threshold: float = 0.03
     confidence: float = 0.99
+    widest_limit: float = 0.20
     min_launches: int = 2
     strict: bool = False
 
@@ -163,6 +164,7 @@ class GateConfig:
             0 < self.noise_threshold < 1, "gate.noise_threshold", self.noise_threshold, "in (0, 1)"
         )
         _require(0.5 <= self.confidence < 1, "gate.confidence", self.confidence, "in [0.5, 1)")
+        _require(self.widest_limit > 0, "gate.widest_limit", self.widest_limit, "positive")
         _require(self.min_launches >= 1, "gate.min_launches", self.min_launches, "at least 1")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import textwrap
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -80,10 +80,7 @@ def verdict_lines(verdicts: Sequence[Verdict], *, width: int) -> list[Line]:
     ordered = sorted(verdicts, key=lambda v: (_ORDER.index(v.outcome), _natural(v.benchmark)))
     lines: list[Line] = []
     for (outcome, hint), group in groupby(ordered, key=lambda v: (v.outcome, v.hint)):
-        said: dict[str, list[str]] = {}
-        for verdict in group:
-            said.setdefault(_said(verdict), []).append(verdict.benchmark)
-        for text, benchmarks in said.items():
+        for text, benchmarks in _shared(group):
             first = f"{outcome.value:<14}"
             line = f"{', '.join(benchmarks)}: {text}"
             lines += _wrapped(line, first=first, width=width, color=_color(outcome))
@@ -170,6 +167,15 @@ def _labelled(batch: str, label: str, rest: str) -> str:
 def _natural(name: str) -> list[tuple[str, int]]:
     """Return a key that sorts b32 before b256."""
     return [(text, int(number or 0)) for text, number in re.findall(r"(\D+)(\d*)", name)]
+
+
+def _shared(verdicts: Iterable[Verdict]) -> Iterable[tuple[str, list[str]]]:
+    """Return what was said and of which benchmarks; one with figures stands alone."""
+    said: dict[tuple[str, str | None], list[str]] = {}
+    for verdict in verdicts:
+        alone = None if verdict.change is None else verdict.benchmark
+        said.setdefault((_said(verdict), alone), []).append(verdict.benchmark)
+    return [(text, benchmarks) for (text, _), benchmarks in said.items()]
 
 
 def _said(verdict: Verdict) -> str:

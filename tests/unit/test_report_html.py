@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import re
 from html.parser import HTMLParser
-from importlib import resources
 from xml.etree import ElementTree
 
 import pytest
@@ -209,32 +208,3 @@ def test_what_others_wrote_is_escaped() -> None:
 def test_a_variant_without_a_colour_of_its_own_gets_one() -> None:
     run = run_of(measurement("native_tf"), measurement("newcomer"))
     assert 'class="dot v8"' in page(bare(run))
-
-
-def _palettes() -> list[dict[str, str]]:
-    css = (resources.files("hpsbench.report") / "page.css").read_text("utf-8")
-    light, dark = css.split("prefers-color-scheme: dark")
-    return [
-        dict(re.findall(r"--([\w]+): (#[0-9a-f]{6})", part)) for part in (light, dark.split("}")[0])
-    ]
-
-
-def _luminance(colour: str) -> float:
-    channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
-    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-
-
-@pytest.mark.parametrize("palette", _palettes(), ids=["light", "dark"])
-def test_colours_stand_out_from_the_page(palette: dict[str, str]) -> None:
-    """The Web Content Accessibility Guidelines ask for 4.5 of text, and for 3 of lines."""
-    background = _luminance(palette["page"])
-
-    def contrast(name: str) -> float:
-        brighter, darker = sorted((_luminance(palette[name]), background), reverse=True)
-        return (brighter + 0.05) / (darker + 0.05)
-
-    for name in ("text", "muted", "bad", "unsure", "good", "gain"):
-        assert contrast(name) >= 4.5, name
-    for name in (f"v{number}" for number in range(8)):
-        assert contrast(name) >= 3, name

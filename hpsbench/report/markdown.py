@@ -28,13 +28,14 @@ def summary(contents: Contents) -> str:
         f"Preset `{run.preset}` on `{run.machine.cls}`, {run.recorded_at}, run `{run.run_id}`.",
         "",
     ]
-    urgent = [verdict for group in groups.values() for verdict in group]
-    if urgent:
-        lines += [*_verdict_table(urgent), ""]
+    compared = [v for group in groups.values() for v in group if v.change is not None]
+    if compared:
+        lines += [*_verdict_table(compared), ""]
     for outcome, group in groups.items():
         hints = dict.fromkeys(verdict.hint for verdict in group if verdict.hint)
         lines += [f"- **{outcome.value}**, {notation.meaning(outcome)}: {h}" for h in hints]
-        lines += [f"  - `{v.benchmark}`: {_escaped(notation.said(v))}" for v in group]
+        for text, names in notation.by_sentence(group).items():
+            lines.append(f"  - {', '.join(f'`{name}`' for name in names)}: {_escaped(text)}")
     if groups:
         lines.append("")
     if passed:

@@ -67,6 +67,14 @@ def said(verdict: Verdict) -> str:
     return text if verdict.change is None else text.partition("; ")[2]
 
 
+def by_sentence(verdicts: Iterable[Verdict]) -> dict[str, list[str]]:
+    """Return what is said of benchmarks, and the names of those that share it, in their order."""
+    sentences: dict[str, list[str]] = {}
+    for verdict in verdicts:
+        sentences.setdefault(said(verdict), []).append(verdict.benchmark)
+    return sentences
+
+
 def natural(name: str) -> list[tuple[str, int]]:
     """Return a key that sorts b32 before b256."""
     return [(text, int(number or 0)) for text, number in re.findall(r"(\D+)(\d*)", name)]

@@ -45,7 +45,10 @@ def verdict_group(outcome: Outcome, verdicts: Sequence[Verdict], span: float) ->
 def _verdict_listing(verdicts: Sequence[Verdict], span: float) -> Element:
     if any(verdict.change is not None for verdict in verdicts):
         return _verdict_table(verdicts, span)
-    items = [element("li", *_bold_name(verdict)) for verdict in verdicts]
+    items = [
+        element("li", element("b", ", ".join(names)), f": {text}")
+        for text, names in notation.by_sentence(verdicts).items()
+    ]
     return element("ul", items, class_="verdict-list")
 
 
@@ -276,10 +279,6 @@ def _fact_block(name: str, facts: Iterable[tuple[str, str]]) -> Element:
 def _facts(facts: Iterable[tuple[str, str]]) -> Element:
     return element("dl", [(element("dt", name), element("dd", text))[i]
                           for name, text in facts for i in (0, 1)])  # fmt: skip
-
-
-def _bold_name(verdict: Verdict) -> list[str | Element]:
-    return [element("b", verdict.benchmark), f": {notation.said(verdict)}"]
 
 
 def _sentence(text: str) -> list[str | Element]:

@@ -55,7 +55,7 @@ def test_a_run_is_named_by_how_it_begins(capsys: pytest.CaptureFixture[str]) -> 
 def test_of_several_runs_the_newest_is_reported_and_the_others_are_its_history() -> None:
     assert cli.main(["report", "20260103", "20260101", "--html", "x.html"]) == 0
     text = Path("x.html").read_text()
-    assert "regressed" in text
+    assert "1 of 1 benchmark regressed" in text
     assert history_of(text) == {"2026-01-01", "2026-01-03"}
 
 

@@ -140,6 +140,12 @@ def test_a_history_joins_baselines_and_runs_once_each_in_time() -> None:
     assert [p.change for p in line] == pytest.approx([-0.5, 0, 1], abs=1e-3)
 
 
+def test_ratios_to_another_reference_are_no_history() -> None:
+    other = dataclasses.replace(measurement(), reference="hps_ensemble")
+    (line,) = figures.history(run_at(2, measurement()), [run_at(1, other)], {}).values()
+    assert len(line) == 1
+
+
 @pytest.mark.parametrize(
     "changes",
     [

@@ -9,6 +9,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+from hpsbench.report import charts
 from hpsbench.report.contents import Contents
 from hpsbench.report.html import page
 from hpsbench.verdict import Outcome
@@ -164,6 +165,15 @@ def test_the_history_holds_every_session(text: str) -> None:
     part = text.split('<section id="history">')[1].split("</section>")[0]
     for day in (1, 2, 3, 8):
         assert f"2026-01-{day:02}T03:04:05Z" in part
+    # Two of four sessions are stored, of each benchmark but the three that lost their baselines.
+    assert part.count('class="stored v') == 2 * (24 - 3)
+
+
+def test_a_published_table_is_drawn_with_the_variants_that_it_has(text: str) -> None:
+    part = text.split("Compute infer, beside DGX A100")[1].split("</figure>")[0]
+    published = {f"v{charts.VARIANTS.index(v)}" for v in ("native_tf", "hps_tf", "hps_ensemble")}
+    for kind in ("published", "own"):
+        assert set(re.findall(rf'class="{kind} line (v\d)"', part)) == published
 
 
 def test_a_run_alone_has_neither_history_nor_published_figures() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from pathlib import Path
 
@@ -24,6 +25,13 @@ def test_a_run_is_loaded_as_it_was_saved(tmp_path: Path) -> None:
     assert runs.load(path) == run
     assert (tmp_path / "runs" / ".gitignore").read_text() == "*\n"
     assert not list((tmp_path / "runs").glob("*.staged"))
+
+
+def test_a_latency_of_the_wrong_type_is_named(tmp_path: Path) -> None:
+    path = runs.save(tmp_path, run_of(measurement(requests=3)))
+    path.write_text(re.sub(r'(latencies_ns": \[\d+, )\d+', r'\1"slow"', path.read_text()))
+    with pytest.raises(BaselineError, match=r"latencies_ns\[1\] is a str, not a int"):
+        runs.load(path)
 
 
 def test_the_newest_run_is_found_and_a_prefix_is_enough(tmp_path: Path) -> None:

@@ -120,8 +120,12 @@ def figure_table(
     bodies = []
     for size in batch_sizes_of(contents.run):
         measured = [variant for variant in variants if (variant, size) in cells]
-        group = element("th", f"batch {size}", colspan=1 + len(names), scope="rowgroup")
-        rows = [element("tr", group, class_="group")] if measured else []
+        # The name stays in its column, which a narrow window keeps in sight.
+        group = (
+            element("th", f"batch {size}", scope="rowgroup"),
+            element("td", colspan=len(names)),
+        )
+        rows = [element("tr", *group, class_="group")] if measured else []
         for variant in measured:
             texts = [*_own_texts(cells[variant, size])]
             for _, table in beside:
@@ -227,8 +231,10 @@ def _apart(number: int, own: int) -> str | None:
 def _published_table(table: PublishedTable) -> Element:
     columns = [table.values_of(column.variant) for column in table.columns]
     scale = UNITS[table.quantity][table.unit]
+    whole = all(value.is_integer() for column in table.columns for value in column.values)
+    digits = 0 if whole else 3
     rows = [
-        (str(size), *(f"{values[size] / scale:g}" for values in columns))
+        (str(size), *(f"{values[size] / scale:.{digits}f}" for values in columns))
         for size in table.batch_sizes
     ]
     quantity = table.quantity.replace("_", " ")
@@ -249,22 +255,18 @@ def _plain(
         element(
             "table",
             element("caption", name) if caption else None,
-            element("thead", element("tr", [element("th", n, scope="col") for n in names])),
-            element(
-                "tbody",
-                [
-                    element(
-                        "tr",
-                        [
-                            element("td", text, class_="text" if number < left else None)
-                            for number, text in enumerate(row)
-                        ],
-                    )
-                    for row in rows
-                ],
-            ),
+            element("thead", _row("th", names, left, scope="col")),
+            element("tbody", [_row("td", row, left) for row in rows]),
         ),
     )
+
+
+def _row(tag: str, texts: Sequence[str], left: int, **attributes: object) -> Element:
+    cells = [
+        element(tag, text, class_="text" if number < left else "number", **attributes)
+        for number, text in enumerate(texts)
+    ]
+    return element("tr", cells)
 
 
 def _scrolled(name: str, table: Element) -> Element:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from hpsbench import baselines, compare, runs
+from hpsbench import baselines, compare, runs, selftest
 from hpsbench.errors import BaselineError, BenchError
 from hpsbench.gate import EXIT_PASSED, EXIT_REGRESSED, EXIT_USAGE
 from hpsbench.machine import this_machine
@@ -22,7 +22,7 @@ EXIT_CODES = """exit codes:
   0   done; every check passed
   1   `compare` found a regression; a check of `doctor` failed (pytest: a regression, a failed test)
   4   the command line, a configuration or a stored file is wrong
-  10  `compare` came to no verdict (pytest: nor did a benchmark; with --strict-gate, as under CI)
+  10  no verdict: of `compare`, `selftest` (pytest: of a benchmark, with --strict-gate, as under CI)
 """
 
 
@@ -103,6 +103,10 @@ def build_parser() -> argparse.ArgumentParser:
 
     compare.add_arguments(
         commands.add_parser("compare", help="measure two servers side by side, and judge one")
+    )
+
+    selftest.add_arguments(
+        commands.add_parser("selftest", help="measure what comparisons can tell apart here")
     )
 
     doctor = commands.add_parser("doctor", help="check whether this machine can measure")

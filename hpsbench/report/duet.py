@@ -21,7 +21,8 @@ def introduction(policy: DuetPolicy, *, model: str, baseline: str, candidate: st
         f"baseline   {baseline}",
         f"candidate  {candidate}",
         f"{policy.launches} launch{plural} of {policy.pairs} pairs of requests, after "
-        f"{policy.warm_up} to warm up; limits: p10 {policy.limit_p10:.1%}, p50 {policy.limit_p50:.1%}",
+        f"{policy.warm_up} to warm up; limits: p10 {policy.limit_p10:.1%}, "
+        f"p50 {policy.limit_p50:.1%}",
     ]
 
 

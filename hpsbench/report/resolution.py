@@ -1,0 +1,61 @@
+"""A self-test as text: a line per decision as it falls, and what the host can tell apart."""
+
+from __future__ import annotations
+
+from hpsbench.duet import DuetPolicy
+from hpsbench.resolution import Decision, Rate, Resolution, SelfTest
+
+
+def introduction(policy: DuetPolicy, *, machine: str, request_ns: int, decisions: int) -> list[str]:
+    """Return what will be measured."""
+    return [
+        f"machine    {machine}",
+        f"request    {request_ns / 1e6:.2f} ms",
+        f"decisions  {decisions}, each of {policy.launches} launches of {policy.pairs} pairs, and "
+        "as many again where a change must be confirmed",
+        "",
+    ]
+
+
+def decision_line(number: int, decisions: int, decision: Decision) -> str:
+    """Return the line of one decision."""
+    change = "" if decision.change is None else f"  p10 {decision.change:+.1%}"
+    mean = "" if decision.mean_change is None else f"  mean {decision.mean_change:+.1%}"
+    return (
+        f"{number:>4}/{decisions}  {_injected(decision.injected):>5}  "
+        f"{decision.outcome.value:<12}{change}{mean}  {decision.total_s:.1f} s"
+    )
+
+
+def summary(selftest: SelfTest) -> list[str]:
+    """Return the table of rates, and what a decision costs."""
+    return [
+        "",
+        f"found slower, with the {selftest.confidence:.0%} interval of the rate:",
+        f"{'injected':>8}  {'duet':<24}  {'mean:5% (pytest-benchmark)':<26}  others of the duet",
+        *map(_row, selftest.resolutions),
+        "",
+        f"a decision took {selftest.total_s:.1f} s, of which {selftest.measure_s:.1f} s were "
+        "requests (medians)",
+    ]
+
+
+def _row(row: Resolution) -> str:
+    counts = {
+        "INCONCLUSIVE": row.inconclusive,
+        "IMPROVED": row.improved,
+        "INVALID": row.invalid,
+    }
+    others = ", ".join(f"{n} {outcome}" for outcome, n in counts.items() if n)
+    cells = f"{_rate(row.regressed):<24}  {_rate(row.mean_rule):<26}"
+    return f"{_injected(row.injected):>8}  {cells}  {others or '-'}"
+
+
+def _rate(rate: Rate) -> str:
+    if not rate.of:
+        return "-"
+    return f"{rate.found} of {rate.of} ({rate.low:.0%} to {rate.high:.0%})"
+
+
+def _injected(share: float) -> str:
+    return f"{share:+.0%}" if share else "A/A"

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import enum
 import importlib
-import os
+import json
 import platform
 import re
 import shutil
+import signal
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -35,6 +38,25 @@ INDEX_BYTES_PER_ROW = 2 * 22 + 8
 OTHER_FILES_BYTES = 200 * 2**20
 #: Free memory of less than this much more than the estimate is a warning.
 MEMORY_MARGIN = 1.25
+
+
+_TENSORFLOW = """
+import json
+import tensorflow as tf
+gpus = len(tf.config.list_physical_devices("GPU"))
+print(json.dumps({"version": tf.__version__, "gpus": gpus}))
+"""
+
+_PARAMETER_SERVER = """
+import json
+from hpsbench.errors import BenchError
+from hpsbench.hps.native.build import op_library
+try:
+    answer = {"library": str(op_library())}
+except BenchError as error:
+    answer = {"problem": error.problem, "hint": error.hint}
+print(json.dumps(answer))
+"""
 
 
 class Status(enum.Enum):
@@ -157,26 +179,39 @@ def _numpy(suite: Suite) -> Check:
 
 
 def _tensorflow(suite: Suite) -> Check:
-    # Its remarks on the processor would stand between the findings.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    try:
-        import tensorflow as tf
-    except ImportError as error:
+    ended, answer = _ask_python(_TENSORFLOW)
+    if not answer:
         return Check(
             name="TensorFlow",
             status=Status.FAILED,
-            finding=f"cannot be imported: {error}",
+            finding=f"cannot be imported: {ended}",
             what_to_do="pip install 'hpsbench[cpu]', or 'hpsbench[gpu]' on a GPU machine",
         )
-    gpus = len(tf.config.list_physical_devices("GPU"))
+    version, gpus = answer["version"], answer["gpus"]
     if find_gpus() and not gpus:
         return Check(
             name="TensorFlow",
             status=Status.WARNING,
-            finding=f"{tf.__version__} sees none of this machine's GPUs",
+            finding=f"{version} sees none of this machine's GPUs",
             what_to_do="pip uninstall tensorflow-cpu, then pip install 'hpsbench[gpu]'",
         )
-    return _ok("TensorFlow", f"{tf.__version__} on {f'{gpus} GPU' if gpus else 'CPU'}")
+    return _ok("TensorFlow", f"{version} on {f'{gpus} GPU' if gpus else 'CPU'}")
+
+
+def _ask_python(code: str) -> tuple[str, dict[str, Any]]:
+    """Run code that prints a JSON object; return how it ended, and the object or nothing.
+
+    TensorFlow's remarks on the processor would stand between the findings, and on a processor too
+    old for it, it kills the process that imports it.
+    """
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
+    if result.returncode == 0:
+        return "", dict(json.loads(result.stdout.splitlines()[-1]))
+    if result.returncode < 0:
+        return f"killed by {signal.Signals(-result.returncode).name}", {}
+    return (result.stderr.strip().splitlines() or ["no reason given"])[-1], {}
 
 
 def _compiler(suite: Suite) -> Check:
@@ -205,9 +240,15 @@ def _parameter_server(suite: Suite) -> Check:
                 what_to_do="install it, or leave hps.module at hpsbench.hps",
             )
         return _ok("HPS", suite.hps.module)
-    from hpsbench.hps.native.build import op_library
-
-    return _ok("HPS", f"native library {op_library()}")
+    ended, answer = _ask_python(_PARAMETER_SERVER)
+    if "library" in answer:
+        return _ok("HPS", f"native library {answer['library']}")
+    return Check(
+        name="HPS",
+        status=Status.FAILED,
+        finding=" ".join(answer.get("problem", f"no native library: {ended}").split()),
+        what_to_do=answer.get("hint", "mend what the lines above say first"),
+    )
 
 
 def _triton(suite: Suite) -> Check:

@@ -53,7 +53,8 @@ def new_run(suite: Suite, machine: Machine) -> Run:
     """Return a run that starts now and has measured nothing."""
     now = datetime.now(timezone.utc)
     return Run(
-        run_id=f"{now:%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}",
+        # Milliseconds, so that two runs of one second still sort by their time.
+        run_id=f"{now:%Y%m%dT%H%M%S}.{now.microsecond // 1000:03}Z-{secrets.token_hex(3)}",
         recorded_at=f"{now:%Y-%m-%dT%H:%M:%SZ}",
         preset=suite.preset,
         workload=workload_of(suite),

@@ -142,7 +142,7 @@ def test_the_index_takes_at_most_24_bytes_per_key(tmp_path):
     assert 0 < model.facts(0).index_bytes <= 24 * len(keys)
 
 
-def test_a_batch_beyond_the_caches_is_answered_alike(tmp_path):
+def test_a_batch_of_many_parts_is_answered_alike(tmp_path):
     keys = np.random.default_rng(0).permutation(5000) * 7
     rows = rows_for(keys, 128)
     model = NativeModel([spec(tmp_path, keys, rows)])

@@ -224,6 +224,15 @@ def test_a_test_that_failed_before_it_measured_has_not_vanished(
     result.stdout.no_fnmatch_line("*VANISHED*")
 
 
+def test_what_an_early_end_left_unmeasured_has_not_vanished(
+    session: Session, measured_once: Path
+) -> None:
+    result = session("--strict-gate", "-x", script={"native_tf-b7": {"slowdown": 1.5}})
+    assert result.ret == 1
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["verdicts: 1 REGRESSED"])
+
+
 def test_narrowed_batch_sizes_have_not_vanished(
     session: Session, measured_once: Path, pytester: pytest.Pytester
 ) -> None:

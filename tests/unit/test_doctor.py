@@ -159,6 +159,47 @@ def test_another_parameter_server_must_be_installed(well: pytest.MonkeyPatch) ->
     assert "hierarchical_parameter_server cannot be imported" in check.finding
 
 
+@pytest.mark.parametrize(
+    ("ended", "reason"),
+    [
+        ("raise ModuleNotFoundError('No module named tensorflow')", "No module named tensorflow"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGILL)", "killed by SIGILL"),
+    ],
+    ids=["missing", "old-processor"],
+)
+def test_a_tensorflow_that_cannot_be_imported_is_told_with_its_reason(
+    laptop: Suite, monkeypatch: pytest.MonkeyPatch, ended: str, reason: str
+) -> None:
+    monkeypatch.setattr(doctor, "_TENSORFLOW", ended)
+    check = doctor._tensorflow(laptop)
+    assert not check.ok
+    assert reason in check.finding
+    assert "hpsbench[cpu]" in check.what_to_do
+
+
+def test_a_tensorflow_that_sees_no_gpu_of_the_machine_is_warned_about(
+    laptop: Suite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "_TENSORFLOW", 'print(\'{"version": "2.21.0", "gpus": 0}\')')
+    monkeypatch.setattr(doctor, "find_gpus", lambda: ())
+    assert doctor._tensorflow(laptop).finding == "2.21.0 on CPU"
+    gpu = Gpu(name="NVIDIA T4", memory_bytes=15 * GIB, driver="575.1")
+    monkeypatch.setattr(doctor, "find_gpus", lambda: (gpu,))
+    check = doctor._tensorflow(laptop)
+    assert check.status is Status.WARNING
+    assert "hpsbench[gpu]" in check.what_to_do
+
+
+def test_a_native_library_that_does_not_build_is_told_with_its_hint(
+    laptop: Suite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer = '{"problem": "no compiler\\\\n  at all", "hint": "apt-get install g++"}'
+    monkeypatch.setattr(doctor, "_PARAMETER_SERVER", f"print('{answer}')")
+    check = doctor._parameter_server(laptop)
+    assert not check.ok
+    assert (check.finding, check.what_to_do) == ("no compiler at all", "apt-get install g++")
+
+
 def test_lines_are_aligned_and_say_what_to_do() -> None:
     checks = [
         Check(name="Triton", status=Status.OK, finding="2.51.0"),

@@ -88,13 +88,13 @@ void hps_model_table_facts(const hps_model* model, int32_t table, hps_table_fact
 }
 
 void hps_lookup_int64(hps_model* model, int32_t table, const int64_t* keys, uint64_t num_keys,
-                      float* out, uint32_t flags) {
-  model->model.table(table).lookup(keys, num_keys, out, flags);
+                      float* out, int32_t continued) {
+  model->model.table(table).lookup(keys, num_keys, out, continued != 0);
 }
 
 void hps_lookup_int32(hps_model* model, int32_t table, const int32_t* keys, uint64_t num_keys,
-                      float* out, uint32_t flags) {
-  model->model.table(table).lookup(keys, num_keys, out, flags);
+                      float* out, int32_t continued) {
+  model->model.table(table).lookup(keys, num_keys, out, continued != 0);
 }
 
 void hps_lookup_flat_int64(hps_model* model, const int64_t* keys, const uint64_t* num_keys,

@@ -81,18 +81,13 @@ int32_t hps_model_num_tables(const hps_model* model);
 // `table` must be in [0, hps_model_num_tables(model)), here and below.
 void hps_model_table_facts(const hps_model* model, int32_t table, hps_table_facts* facts);
 
-enum {
-  HPS_LARGE_OUTPUT = 1,   // `out` is part of more than caches hold: written past them
-  HPS_NOT_FIRST_PART = 2, // of a batch, which counts as one lookup
-};
-
 // Writes the rows of `keys` (int64[num_keys], or int32[num_keys]) to `out`, a
 // float32[num_keys * embedding_dim], on the calling thread. A caller that shares a batch out among
-// threads says so in `flags`.
+// threads sets `continued` for all parts but one, so that the batch counts as one lookup.
 void hps_lookup_int64(hps_model* model, int32_t table, const int64_t* keys, uint64_t num_keys,
-                      float* out, uint32_t flags);
+                      float* out, int32_t continued);
 void hps_lookup_int32(hps_model* model, int32_t table, const int32_t* keys, uint64_t num_keys,
-                      float* out, uint32_t flags);
+                      float* out, int32_t continued);
 
 // Looks up `num_keys[t]` keys of each table t, one table after another, from the flat `keys` into
 // the flat `out`, shared out among the threads of the model (those of hps_model_load).

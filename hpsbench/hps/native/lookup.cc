@@ -3,8 +3,6 @@
 // A lookup waits for memory three times: for the bucket, for the row, for the output. So keys go
 // through a pipeline: while one row is copied, rows further ahead are on their way to the cache,
 // and buckets still further ahead.
-#include <immintrin.h>
-
 #include <algorithm>
 #include <cstring>
 #include <type_traits>
@@ -25,19 +23,16 @@ inline void prefetch_row(const float* row, uint64_t dim) {
 }
 
 // Copies `dim` floats; `kDim` is `dim` where known at compile time, else 0.
-template <uint64_t kDim, bool kStream>
-inline void copy_row(float* out, const float* row, uint64_t dim) {
-  if constexpr (kDim != 0) dim = kDim;
-  if constexpr (kStream) {
-    for (uint64_t i = 0; i < dim; i += 8) _mm256_stream_ps(out + i, _mm256_loadu_ps(row + i));
-  } else if constexpr (kDim != 0) {
-    for (uint64_t i = 0; i < dim; i += 8) _mm256_storeu_ps(out + i, _mm256_loadu_ps(row + i));
+template <uint64_t kDim>
+inline void copy_row(float* __restrict__ out, const float* __restrict__ row, uint64_t dim) {
+  if constexpr (kDim != 0) {
+    for (uint64_t i = 0; i < kDim; ++i) out[i] = row[i];  // vector instructions, no call
   } else {
     std::memcpy(out, row, dim * sizeof(float));
   }
 }
 
-template <uint64_t kDim, bool kStream, class Key, class Index, class Row>
+template <uint64_t kDim, class Key, class Index, class Row>
 void pipeline(const Index& index, const Key* keys, uint64_t n, float* out, uint64_t dim,
               const Row& row) {
   uint64_t buckets[kRing];
@@ -48,9 +43,7 @@ void pipeline(const Index& index, const Key* keys, uint64_t n, float* out, uint6
     rows[i % kRing] = row(index.find(buckets[i % kRing], keys[i]));
     prefetch_row(rows[i % kRing], kDim != 0 ? kDim : dim);
   };
-  const auto copy = [&](uint64_t i) {
-    copy_row<kDim, kStream>(out + i * dim, rows[i % kRing], dim);
-  };
+  const auto copy = [&](uint64_t i) { copy_row<kDim>(out + i * dim, rows[i % kRing], dim); };
   for (uint64_t i = 0; i < std::min(n, kLead); ++i) locate(i);
   for (uint64_t i = 0; i < std::min(n, kRowsAhead); ++i) find(i);
   uint64_t i = 0;
@@ -63,7 +56,6 @@ void pipeline(const Index& index, const Key* keys, uint64_t n, float* out, uint6
     if (i + kRowsAhead < n) find(i + kRowsAhead);
     copy(i);
   }
-  if constexpr (kStream) _mm_sfence();
 }
 
 }  // namespace
@@ -83,18 +75,11 @@ struct Table::SharedHashIndex {
 };
 
 template <class Key, class Index, class Row>
-void Table::copy(const Index& index, const Key* keys, uint64_t n, float* out, uint32_t flags,
+void Table::copy(const Index& index, const Key* keys, uint64_t n, float* out,
                  const Row& row) const {
   const uint64_t dim = embedding_dim_;
-  const bool stream =
-      (flags & HPS_LARGE_OUTPUT) && dim % 8 == 0 && reinterpret_cast<uintptr_t>(out) % sizeof(__m256) == 0;
   const auto run = [&](auto known_dim) {
-    constexpr uint64_t kDim = decltype(known_dim)::value;
-    if (stream) {
-      pipeline<kDim, true>(index, keys, n, out, dim, row);
-    } else {
-      pipeline<kDim, false>(index, keys, n, out, dim, row);
-    }
+    pipeline<decltype(known_dim)::value>(index, keys, n, out, dim, row);
   };
   switch (dim) {
     case 16: run(std::integral_constant<uint64_t, 16>()); break;
@@ -115,7 +100,7 @@ void Table::with_index(const Use& use) const {
 }
 
 template <class Key>
-void Table::lookup(const Key* keys, uint64_t n, float* out, uint32_t flags) {
+void Table::lookup(const Key* keys, uint64_t num_keys, float* out, bool continued) {
   uint64_t missing = 0;
   const float* const default_row = default_row_.data();
   const auto row = [&](uint64_t number) {
@@ -123,23 +108,23 @@ void Table::lookup(const Key* keys, uint64_t n, float* out, uint32_t flags) {
     missing += !found;
     return found ? rows_ + number * embedding_dim_ : default_row;
   };
-  with_index([&](const auto& index) { copy(index, keys, n, out, flags, row); });
-  if (!(flags & HPS_NOT_FIRST_PART)) lookups_.fetch_add(1, std::memory_order_relaxed);
-  keys_.fetch_add(n, std::memory_order_relaxed);
+  with_index([&](const auto& index) { copy(index, keys, num_keys, out, row); });
+  if (!continued) lookups_.fetch_add(1, std::memory_order_relaxed);
+  keys_.fetch_add(num_keys, std::memory_order_relaxed);
   if (missing != 0) missing_keys_.fetch_add(missing, std::memory_order_relaxed);
 }
 
-void Table::fetch(const int64_t* keys, uint64_t n, float* out, uint8_t* found) const {
+void Table::fetch(const int64_t* keys, uint64_t num_keys, float* out, uint8_t* found) const {
   // Rows are asked for in the order of the keys.
   const auto row = [&](uint64_t number) {
     const bool is_there = number < num_keys_;
     *found++ = is_there;
     return is_there ? rows_ + number * embedding_dim_ : default_row_.data();
   };
-  with_index([&](const auto& index) { copy(index, keys, n, out, HPS_LARGE_OUTPUT, row); });
+  with_index([&](const auto& index) { copy(index, keys, num_keys, out, row); });
 }
 
-template void Table::lookup(const int64_t*, uint64_t, float*, uint32_t);
-template void Table::lookup(const int32_t*, uint64_t, float*, uint32_t);
+template void Table::lookup(const int64_t*, uint64_t, float*, bool);
+template void Table::lookup(const int32_t*, uint64_t, float*, bool);
 
 }  // namespace hps

@@ -32,8 +32,6 @@ namespace {
 
 // Keys per piece of work: enough to pay for handing it to another thread.
 constexpr int64_t kGrain = 512;
-// Bytes of output beyond which it is written past the caches.
-constexpr int64_t kLargeOutput = 16 << 20;
 // Bytes from which an output may be memory fresh from the system.
 constexpr size_t kFreshMemory = 4 << 20;
 
@@ -85,13 +83,13 @@ REGISTER_OP("HpsMultiLookup")
     });
 
 void lookup(hps_model* model, int64_t table, const int64_t* keys, int64_t n, float* out,
-            uint32_t flags) {
-  hps_lookup_int64(model, static_cast<int32_t>(table), keys, n, out, flags);
+            bool continued) {
+  hps_lookup_int64(model, static_cast<int32_t>(table), keys, n, out, continued);
 }
 
 void lookup(hps_model* model, int64_t table, const int32_t* keys, int64_t n, float* out,
-            uint32_t flags) {
-  hps_lookup_int32(model, static_cast<int32_t>(table), keys, n, out, flags);
+            bool continued) {
+  hps_lookup_int32(model, static_cast<int32_t>(table), keys, n, out, continued);
 }
 
 // Asks the kernel for huge pages below a large output. It is often fresh memory at that size, and
@@ -133,7 +131,6 @@ class LookupKernel : public OpKernel {
     OP_REQUIRES_OK(ctx, find_model(&model));
     std::vector<Part> parts(num_inputs());
     int64_t num_keys = 0;
-    int64_t num_bytes = 0;
     for (int i = 0; i < num_inputs(); ++i) {
       const Tensor& ids = ctx->input(i);
       OP_REQUIRES(ctx, ids.dims() >= 1,
@@ -147,11 +144,9 @@ class LookupKernel : public OpKernel {
       parts[i] = {num_keys, ids.NumElements(), ids.flat<Key>().data(),
                   embeddings->flat<float>().data()};
       num_keys += ids.NumElements();
-      num_bytes += embeddings->TotalBytes();
       if (embeddings->TotalBytes() >= kFreshMemory) use_huge_pages(*embeddings);
     }
     if (num_keys == 0) return;
-    const uint32_t large = num_bytes >= kLargeOutput ? HPS_LARGE_OUTPUT : 0;
     const auto work = [&](int64_t begin, int64_t end) {
       for (size_t i = 0; i < parts.size(); ++i) {
         const Part& part = parts[i];
@@ -160,8 +155,7 @@ class LookupKernel : public OpKernel {
         if (first >= last) continue;
         const int64_t skip = first - part.first_key;
         lookup(model.get(), table_ids_[i], part.keys + skip, last - first,
-               part.out + skip * emb_vec_sizes_[i],
-               large | (skip != 0 ? HPS_NOT_FIRST_PART : 0));
+               part.out + skip * emb_vec_sizes_[i], skip != 0);
       }
     };
     const auto* workers = ctx->device()->tensorflow_cpu_worker_threads();

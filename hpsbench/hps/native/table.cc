@@ -21,8 +21,6 @@ namespace {
 
 // Keys per piece of a shared lookup: enough to pay for waking a thread.
 constexpr uint64_t kLookupGrain = 512;
-// Bytes of output beyond which writing past the caches pays.
-constexpr uint64_t kLargeOutput = 16 << 20;
 
 std::string os_error() { return std::generic_category().message(errno); }
 
@@ -175,14 +173,11 @@ void Model::lookup_flat(const Key* keys, const uint64_t* num_keys, float* out) {
   };
   std::vector<Part> parts;
   uint64_t total = 0;
-  const float* const begin_of_output = out;
   for (int32_t t = 0; t < num_tables(); ++t) {
     parts.push_back({total, keys + total, out});
     total += num_keys[t];
     out += num_keys[t] * table(t).embedding_dim();
   }
-  const uint64_t num_bytes = (out - begin_of_output) * sizeof(float);
-  const uint32_t large = num_bytes >= kLargeOutput ? HPS_LARGE_OUTPUT : 0;
   pool_.run(total, kLookupGrain, [&](uint64_t begin, uint64_t end) {
     for (int32_t t = 0; t < num_tables(); ++t) {
       const Part& part = parts[t];
@@ -191,8 +186,7 @@ void Model::lookup_flat(const Key* keys, const uint64_t* num_keys, float* out) {
       if (first >= last) continue;
       const uint64_t skip = first - part.first_key;
       table(t).lookup(part.keys + skip, last - first,
-                      part.out + skip * table(t).embedding_dim(),
-                      large | (skip != 0 ? HPS_NOT_FIRST_PART : 0));
+                      part.out + skip * table(t).embedding_dim(), skip != 0);
     }
   });
 }

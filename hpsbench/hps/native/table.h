@@ -54,14 +54,13 @@ class Table {
   void use_hash_index(std::shared_ptr<const HashIndex> index, uint32_t first_row);
 
   template <class Key>
-  void lookup(const Key* keys, uint64_t num_keys, float* out, uint32_t flags);
+  void lookup(const Key* keys, uint64_t num_keys, float* out, bool continued);
   // The rows for a cache: says which keys are there, and does not count them as asked.
   void fetch(const int64_t* keys, uint64_t num_keys, float* out, uint8_t* found) const;
 
  private:
   template <class Key, class Index, class Row>
-  void copy(const Index& index, const Key* keys, uint64_t n, float* out, uint32_t flags,
-            const Row& row) const;
+  void copy(const Index& index, const Key* keys, uint64_t n, float* out, const Row& row) const;
   template <class Use>
   void with_index(const Use& use) const;
 

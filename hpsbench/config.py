@@ -202,9 +202,7 @@ def environment() -> Environment:
         cache_dir=Path(os.environ.get("HPSBENCH_CACHE_DIR") or Path(cache_home) / "hpsbench"),
         cxx=os.environ.get("CXX") or "g++",
         nvcc=os.environ.get("NVCC") or shutil.which("nvcc") or shutil.which(_USUAL_NVCC),
-        cuda_architectures=tuple(
-            sorted(filter(None, os.environ.get("CUDAARCHS", "").split(";")))
-        ),
+        cuda_architectures=tuple(sorted(filter(None, os.environ.get("CUDAARCHS", "").split(";")))),
     )
 
 

@@ -30,10 +30,7 @@ def attach_caches(
         return ()
     missing = gpu.why_unavailable()
     if missing is not None:
-        _LOG.info(
-            "model %s: gpucache is not available here; lookups are served from host memory (%s)",
-            model.model, missing,
-        )  # fmt: skip
+        log_without_cache(model, missing)
         return ()
     devices = tuple(dict.fromkeys(model.deployed_device_list))
     visible = gpu.count()
@@ -49,6 +46,15 @@ def attach_caches(
         gpu.attach(native, _options(model, device), keys, model.default_value_for_each_table)
         _log_budget(native, model, device)
     return devices
+
+
+def log_without_cache(model: ModelConfiguration, reason: str) -> None:
+    """Say, where `model` is to have GPU caches, why it has none."""
+    if model.gpucache:
+        _LOG.info(
+            "model %s: gpucache is not available here; lookups are served from host memory (%s)",
+            model.model, reason,
+        )  # fmt: skip
 
 
 def cache_statistics(

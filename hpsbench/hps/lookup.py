@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from hpsbench.errors import HpsError
 from hpsbench.hps.configuration import Configuration, ModelConfiguration, read_configuration
-from hpsbench.hps.gpu_caches import attach_caches, cache_statistics
+from hpsbench.hps.gpu_caches import attach_caches, cache_statistics, log_without_cache
 from hpsbench.hps.native.bindings import NativeModel, TableSpec
 from hpsbench.hps.sparse_model import KEY_FILE, ROWS_FILE, SparseModel, open_sparse_model
 
@@ -25,14 +25,25 @@ class ModelTables:
     reference.
     """
 
-    def __init__(self, configuration: Configuration, model: ModelConfiguration) -> None:
+    def __init__(
+        self,
+        configuration: Configuration,
+        model: ModelConfiguration,
+        *,
+        without_gpus: str | None = None,
+    ) -> None:
+        """Load the tables; `without_gpus` says why no GPU is to cache them, where none is."""
         self.model_name = model.model
         self.table_names = model.embedding_table_names
         self.default_values = model.default_value_for_each_table
         sparse_models = _sparse_models(configuration, model)
         self._native = NativeModel(_table_specs(configuration, model, sparse_models))
         self.embedding_dims = self._native.embedding_dims
-        self.gpus = attach_caches(self._native, model, [m.keys for m in sparse_models])
+        self.gpus: tuple[int, ...] = ()
+        if without_gpus is None:
+            self.gpus = attach_caches(self._native, model, [m.keys for m in sparse_models])
+        else:
+            log_without_cache(model, without_gpus)
 
     def lookup(
         self, table_id: int, keys: npt.ArrayLike, out: npt.NDArray[np.float32] | None = None
@@ -121,12 +132,14 @@ class ModelTables:
 
 
 def open_model(ps_config_file: Path | str, model_name: str) -> ModelTables:
-    """Load one model of a configuration, for this caller alone, apart from `Init`.
+    """Load one model of a configuration, for this caller alone, apart from `Init`, on the host.
 
     Raises HpsError or TableError, as `read_configuration` and `open_sparse_model` do.
     """
     configuration = read_configuration(ps_config_file)
-    return ModelTables(configuration, configuration.model(model_name))
+    return ModelTables(
+        configuration, configuration.model(model_name), without_gpus="asked from Python"
+    )
 
 
 def _check_int32(sparse_model: SparseModel) -> None:

@@ -1,5 +1,6 @@
 """The GPU embedding cache: whatever it holds, a lookup answers as the table on the host does."""
 
+import os
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -228,9 +229,22 @@ def test_duplicate_keys_of_a_table(tmp_path):
 
 
 def test_memory_that_does_not_suffice_is_explained(tmp_path):
-    with pytest.raises(HpsError, match=r"bytes of GPU memory: out of memory; GPU 0 had") as caught:
-        CachedTable(tmp_path, [1, 2], share=0.5, max_keys=1 << 30, num_workspaces=100)
-    assert "lower gpucacheper" in caught.value.hint
+    num_keys, dim = 100_000, 1 << 20  # 400 GB, of which the file holds nothing
+    np.arange(num_keys).tofile(tmp_path / "key")
+    (tmp_path / "rows").touch()
+    os.truncate(tmp_path / "rows", num_keys * dim * 4)
+    model = NativeModel([
+        TableSpec(
+            name="table", key_path=tmp_path / "key", rows_path=tmp_path / "rows",
+            num_keys=num_keys, embedding_dim=dim,
+        )
+    ])  # fmt: skip
+    for options in ({"share": 1.0}, {"share": 0.9}):
+        with pytest.raises(HpsError, match=r"bytes of GPU memory: out of memory; GPU 0 had") as e:
+            gpu.attach(
+                model, gpu.GpuCacheOptions(device=0, **options), [np.arange(num_keys)], [0.0]
+            )
+        assert "lower gpucacheper" in e.value.hint
     CachedTable(tmp_path, [1, 2], share=0.5).check([2, 3])
 
 

@@ -7,6 +7,7 @@
 #include <deque>
 #include <functional>
 #include <mutex>
+#include <optional>
 #include <thread>
 
 #include "gpu_memory.h"
@@ -19,7 +20,7 @@ class Inserter {
   // Inserts rows by way of the staging memory, in the order of the stream.
   using Job = std::function<void(Staging&, cudaStream_t)>;
 
-  Inserter(int device, uint64_t largest_dim) : device_(device), staging_(largest_dim) {}
+  Inserter(int device, uint64_t largest_dim) : device_(device), largest_dim_(largest_dim) {}
   ~Inserter() {
     {
       const std::lock_guard<std::mutex> lock(mutex_);
@@ -45,7 +46,8 @@ class Inserter {
 
   // Does the job now, on the calling thread: before any lookup.
   void run(const Job& job) {
-    job(staging_, stream_.get());
+    if (!staging_) staging_.emplace(largest_dim_);
+    job(*staging_, stream_.get());
     stream_.wait();
   }
 
@@ -78,7 +80,8 @@ class Inserter {
   }
 
   const int device_;
-  Staging staging_;
+  const uint64_t largest_dim_;
+  std::optional<Staging> staging_;
   Stream stream_;
   std::mutex mutex_;  // guards what follows
   std::condition_variable changed_;

@@ -3,6 +3,7 @@
 #include <cstring>
 #include <exception>
 #include <mutex>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -246,7 +247,13 @@ void upload(void* device_memory, const void* host_memory, uint64_t num_bytes, in
     }
   };
   std::vector<std::thread> threads;
-  for (unsigned i = 1; i < num_threads; ++i) threads.emplace_back(run, i);
+  for (unsigned i = 1; i < num_threads; ++i) {
+    try {
+      threads.emplace_back(run, i);
+    } catch (const std::system_error&) {
+      run(i);
+    }
+  }
   run(0);
   for (auto& thread : threads) thread.join();
   if (failure) std::rethrow_exception(failure);

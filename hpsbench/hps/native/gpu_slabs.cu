@@ -183,38 +183,33 @@ class SlabTable : public Table {
 
   void fetch_missing(const MissLists& lists, uint64_t num_missing, Staging& staging, float* out,
                      cudaStream_t stream) {
-    const uint64_t piece = staging.num_rows(host_.embedding_dim);
-    int turn = 0;
-    for (uint64_t begin = 0; begin < num_missing; begin += piece, turn ^= 1) {
-      const uint64_t count = std::min(piece, num_missing - begin);
-      Staging::Half& half = staging.halves[turn];
-      half.read.wait();
-      hps_fetch(host_.model, host_.number, lists.host_keys + begin, count, half.rows.get(),
-                half.found.get());
-      with_vec(out, [&](auto vec) {
-        place_rows<decltype(vec)><<<num_blocks(count), kThreads, 0, stream>>>(
-            half.rows.get(), half.found.get(), static_cast<uint32_t>(count),
-            lists.positions + begin, out, view_.dim);
-      });
-      check_launch("place_rows");
-      half.read.record(stream);
-    }
+    staging.in_pieces(
+        num_missing, host_.embedding_dim, stream,
+        [&](uint64_t begin, uint64_t count, Staging::Half& half) {
+          fetch(lists.host_keys + begin, count, half, stream);
+          with_vec(out, [&](auto vec) {
+            place_rows<decltype(vec)><<<num_blocks(count), kThreads, 0, stream>>>(
+                half.device_rows.get(), half.device_found.get(), static_cast<uint32_t>(count),
+                lists.positions + begin, out, view_.dim);
+          });
+          check_launch("place_rows");
+        });
   }
 
   void insert_from_host(const int64_t* keys, uint64_t num_keys, uint32_t stamp, Staging& staging,
                         cudaStream_t stream) {
-    const uint64_t piece = staging.num_rows(host_.embedding_dim);
-    int turn = 0;
-    for (uint64_t begin = 0; begin < num_keys; begin += piece, turn ^= 1) {
-      const uint64_t count = std::min(piece, num_keys - begin);
-      Staging::Half& half = staging.halves[turn];
-      half.read.wait();
-      std::memcpy(half.keys.get(), keys + begin, count * sizeof(int64_t));
-      hps_fetch(host_.model, host_.number, keys + begin, count, half.rows.get(),
-                half.found.get());
-      insert(half.keys.get(), nullptr, half.found.get(), half.rows.get(), count, stamp, stream);
-      half.read.record(stream);
-    }
+    staging.in_pieces(num_keys, host_.embedding_dim, stream,
+                      [&](uint64_t begin, uint64_t count, Staging::Half& half) {
+                        std::memcpy(half.keys.get(), keys + begin, count * sizeof(int64_t));
+                        fetch(keys + begin, count, half, stream);
+                        insert(half.keys.get(), nullptr, half.device_found.get(),
+                               half.device_rows.get(), count, stamp, stream);
+                      });
+  }
+
+  void fetch(const int64_t* keys, uint64_t num_keys, Staging::Half& half, cudaStream_t stream) {
+    hps_fetch(host_.model, host_.number, keys, num_keys, half.rows.get(), half.found.get());
+    half.send(num_keys, host_.embedding_dim, stream);
   }
 
   void insert(const int64_t* keys, const uint32_t* positions, const uint8_t* found,

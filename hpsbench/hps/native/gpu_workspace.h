@@ -40,39 +40,77 @@ struct MissLists {
   LookupCounts* counts;
 };
 
-// Two halves of page-locked memory for rows on their way to the GPU, which reads them there.
-struct Staging {
-  static constexpr uint64_t kBytes = 8 << 20;
+// Rows on their way to the GPU: page-locked memory that the host fills, and GPU memory that it is
+// copied to. There are two halves, so that one is filled while the other is copied and used.
+class Staging {
+ public:
+  static constexpr uint64_t kBytes = 16 << 20;
   static constexpr uint64_t kMaxRows = 1 << 16;
-  struct Half {
+  static constexpr uint64_t kMinRows = 1 << 12;
+
+  class Half {
+   public:
     HostBuffer<float> rows;
-    HostBuffer<int64_t> keys;
     HostBuffer<uint8_t> found;
-    Event read;  // by the GPU
+    HostBuffer<int64_t> keys;  // for kernels that insert what is not on the GPU yet
+    DeviceBuffer<float> device_rows;
+    DeviceBuffer<uint8_t> device_found;
+    Event used;  // by the GPU, in this half
+
+    void send(uint64_t num_rows, uint64_t dim, cudaStream_t stream) const {
+      check(cudaMemcpyAsync(device_rows.get(), rows.get(), num_rows * dim * sizeof(float),
+                            cudaMemcpyHostToDevice, stream),
+            "copy rows to the GPU");
+      check(cudaMemcpyAsync(device_found.get(), found.get(), num_rows, cudaMemcpyHostToDevice,
+                            stream),
+            "copy rows to the GPU");
+    }
   };
 
   explicit Staging(uint64_t largest_dim)
-      : num_floats(std::max<uint64_t>(kBytes / sizeof(float), largest_dim)) {
-    for (Half& half : halves) {
-      half.rows = HostBuffer<float>(num_floats);
-      half.keys = HostBuffer<int64_t>(kMaxRows);
+      : num_floats_(std::max<uint64_t>(kBytes / sizeof(float), largest_dim)) {
+    for (Half& half : halves_) {
+      half.device_rows = DeviceBuffer<float>(num_floats_);
+      half.device_found = DeviceBuffer<uint8_t>(kMaxRows);
+      half.rows = HostBuffer<float>(num_floats_);
       half.found = HostBuffer<uint8_t>(kMaxRows);
+      half.keys = HostBuffer<int64_t>(kMaxRows);
     }
   }
-  uint64_t num_rows(uint64_t dim) const { return std::min(kMaxRows, num_floats / dim); }
 
-  const uint64_t num_floats;
-  Half halves[2];
+  // Calls `run(begin, count, half)` for pieces of `num_rows` rows, with halves that are free. The
+  // work that it gives to the stream is done with the half.
+  template <class Run>
+  void in_pieces(uint64_t num_rows, uint64_t dim, cudaStream_t stream, const Run& run) {
+    // Several pieces even of few rows: the host then works while the GPU does.
+    const uint64_t piece = std::min({kMaxRows, std::max<uint64_t>(1, num_floats_ / dim),
+                                     std::max(kMinRows, (num_rows + 3) / 4)});
+    for (uint64_t begin = 0; begin < num_rows; begin += piece) {
+      Half& half = halves_[turn_ ^= 1];
+      half.used.wait();
+      run(begin, std::min(piece, num_rows - begin), half);
+      half.used.record(stream);
+    }
+  }
+
+ private:
+  const uint64_t num_floats_;
+  Half halves_[2];
+  int turn_ = 0;
 };
 
 class Workspace {
  public:
   Workspace(uint64_t max_keys, uint64_t largest_dim)
-      : staging(largest_dim), host_counts(1), host_keys_(max_keys), keys_(max_keys),
-        positions_(max_keys), duplicates_(max_keys), originals_(max_keys), counts_(1) {
-    uint64_t num_seen = 2;
-    while (num_seen < 2 * max_keys) num_seen *= 2;
-    seen_ = DeviceBuffer<unsigned long long>(num_seen);
+      : seen_(places_for(max_keys)),
+        keys_(max_keys),
+        positions_(max_keys),
+        duplicates_(max_keys),
+        originals_(max_keys),
+        counts_(1),
+        host_keys_(max_keys),
+        staging(largest_dim),
+        host_counts(1) {
     check(cudaMemset(seen_.get(), 0, seen_.num_bytes()), "clear a workspace");
     check(cudaDeviceSynchronize(), "clear a workspace");
   }
@@ -83,30 +121,37 @@ class Workspace {
       check(cudaMemsetAsync(seen_.get(), 0, seen_.num_bytes(), stream), "clear a workspace");
       number_ = 1;
     }
-    uint32_t num_seen = 2;
-    while (num_seen < 2 * num_keys) num_seen *= 2;
-    return {seen_.get(),      num_seen - 1,      number_,          host_keys_.get(), keys_.get(),
-            positions_.get(), duplicates_.get(), originals_.get(), counts_.get()};
+    return {seen_.get(), static_cast<uint32_t>(places_for(num_keys) - 1), number_,
+            host_keys_.get(), keys_.get(), positions_.get(), duplicates_.get(), originals_.get(),
+            counts_.get()};
   }
   uint64_t num_device_bytes() const {
     return seen_.num_bytes() + keys_.num_bytes() + positions_.num_bytes() +
            duplicates_.num_bytes() + originals_.num_bytes();
   }
 
-  Staging staging;
-  HostBuffer<LookupCounts> host_counts;
-  Event probed;  // the slots that the last lookup used
-  Event used;    // by all work of the last lookup
-
  private:
+  // A power of two, at least half of them free.
+  static uint64_t places_for(uint64_t num_keys) {
+    uint64_t places = 2;
+    while (places < 2 * num_keys) places *= 2;
+    return places;
+  }
+
   uint32_t number_ = 0;
   DeviceBuffer<unsigned long long> seen_;
-  HostBuffer<int64_t> host_keys_;
   DeviceBuffer<int64_t> keys_;
   DeviceBuffer<uint32_t> positions_;
   DeviceBuffer<uint32_t> duplicates_;
   DeviceBuffer<uint32_t> originals_;
   DeviceBuffer<LookupCounts> counts_;
+  HostBuffer<int64_t> host_keys_;
+
+ public:
+  Staging staging;
+  HostBuffer<LookupCounts> host_counts;
+  Event probed;  // the slots that the last lookup used
+  Event used;    // by all work of the last lookup
 };
 
 // Hands out workspaces, and makes more when all are in use; where memory is short, callers wait.

@@ -131,6 +131,15 @@ def test_a_missing_key_never_takes_a_slot(tmp_path):
     assert table.facts.inserted == 50
 
 
+def test_a_missing_key_takes_no_slot_in_the_background_either(tmp_path):
+    table = CachedTable(tmp_path, np.arange(1000), share=0.5, preload=False, hit_rate_threshold=0.0)
+    for _ in range(3):
+        table.ask([7, -7, 8, -8])
+        gpu.settle(table.model, 0)
+    assert table.facts.inserted == 2
+    table.check([7, -7, 8, -8])
+
+
 def test_a_full_share_always_hits(tmp_path):
     table = CachedTable(tmp_path, scattered(5000), share=1.0, hit_rate_threshold=0.0)
     table.check(np.random.default_rng(0).permutation(table.keys))

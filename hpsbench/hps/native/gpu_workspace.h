@@ -46,7 +46,7 @@ class Staging {
  public:
   static constexpr uint64_t kBytes = 16 << 20;
   static constexpr uint64_t kMaxRows = 1 << 16;
-  static constexpr uint64_t kMinRows = 1 << 12;
+  static constexpr uint64_t kMinRows = 1 << 13;
 
   class Half {
    public:

@@ -96,7 +96,7 @@ class ModelTables:
     def statistics(self) -> dict[str, dict[str, Any]]:
         """Return each table's `TableFacts`, as a dict, by the table's name.
 
-        `gpu_caches` in it has its `GpuFacts` by device.
+        They count what the host was asked. `gpu_caches` in it has the table's `GpuFacts` by device.
         """
         return {
             name: {

@@ -95,7 +95,7 @@ def test_threads_that_initialise_at_once_load_once(ps_config_file, monkeypatch):
     loaded = []
     load = session.ModelTables
     monkeypatch.setattr(
-        session, "ModelTables", lambda *arguments: loaded.append(1) or load(*arguments)
+        session, "ModelTables", lambda *args, **options: loaded.append(1) or load(*args, **options)
     )
     threads = [
         threading.Thread(target=hps.Init, kwargs={"ps_config_file": ps_config_file})

@@ -1,3 +1,3 @@
-"""A benchmark regression suite for DLRM inference on Triton with a Hierarchical Parameter Server."""
+"""A benchmark regression suite for DLRM on Triton with a Hierarchical Parameter Server."""
 
 __version__ = "0.1.0"

@@ -14,7 +14,8 @@ from hpsbench import baselines, runs
 from hpsbench.errors import BaselineError, BenchError
 from hpsbench.gate import EXIT_PASSED, EXIT_REGRESSED, EXIT_USAGE
 from hpsbench.machine import this_machine
-from hpsbench.report import stored
+from hpsbench.report import files, html, junit, markdown, stored
+from hpsbench.report.contents import earlier_runs, gather
 from hpsbench.verdict import Outcome
 
 EXIT_CODES = """exit codes:
@@ -35,10 +36,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = build_parser().parse_args(argv)
     command: Callable[[argparse.Namespace], int] = given.command
     try:
-        return command(given)
+        code = command(given)
+        sys.stdout.flush()
+        return code
     except BenchError as error:
         print(f"error: {error.problem}\nhint: {error.hint}", file=sys.stderr)
         return EXIT_USAGE
+    except BrokenPipeError:
+        # The reader (`| head`) has seen enough; Python would complain once more as it exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_PASSED
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -77,6 +84,23 @@ def build_parser() -> argparse.ArgumentParser:
     _add_runs(diff)
     diff.set_defaults(command=_diff)
 
+    report = commands.add_parser("report", help="rebuild the report of a stored run")
+    _add_baselines(report)
+    _add_runs(
+        report,
+        "a run's file, or how its name begins; of several the newest is reported, and the others "
+        "are its history (default: the newest run, and those before it)",
+    )
+    report.add_argument(
+        "--html",
+        metavar="FILE",
+        type=Path,
+        help=f"write the page (default, without any of these: {files.HTML_NAME} beside the runs)",
+    )
+    report.add_argument("--junit", metavar="FILE", type=Path, help="write JUnit XML")
+    report.add_argument("--markdown", metavar="FILE", type=Path, help="write GitHub's Markdown")
+    report.set_defaults(command=_report)
+
     doctor = commands.add_parser("doctor", help="check whether this machine can measure")
     doctor.add_argument("--preset", metavar="NAME", help="check for this preset")
     doctor.add_argument(
@@ -101,13 +125,11 @@ def _add_baselines(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_runs(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "runs",
-        nargs="*",
-        metavar="RUN",
-        help="a run's file, or how its name begins (default: the newest run)",
-    )
+def _add_runs(
+    parser: argparse.ArgumentParser,
+    meaning: str = "a run's file, or how its name begins (default: the newest run)",
+) -> None:
+    parser.add_argument("runs", nargs="*", metavar="RUN", help=meaning)
     parser.add_argument(
         "--runs",
         metavar="DIR",
@@ -175,6 +197,23 @@ def _diff(given: argparse.Namespace) -> int:
         print(f"{machine}, run {', '.join(r.run_id for r in chosen if r.machine.cls == machine)}")
         of_machine = [b for b in new if b.machine == machine]
         print("\n".join(stored.difference(here, of_machine, verdicts)))
+    return EXIT_PASSED
+
+
+def _report(given: argparse.Namespace) -> int:
+    chosen = sorted(_chosen_runs(given), key=lambda run: run.run_id)
+    run = chosen.pop()
+    earlier = chosen if given.runs[1:] else earlier_runs(given.runs_dir, run)
+    contents = gather(run, baselines_folder=given.baselines, earlier=earlier)
+    asked = (
+        (given.html, html.page),
+        (given.junit, junit.suite_xml),
+        (given.markdown, markdown.summary),
+    )
+    wanted = [(path, build) for path, build in asked if path is not None]
+    for path, build in wanted or [(given.runs_dir.parent / files.HTML_NAME, html.page)]:
+        files.write(path, build(contents))
+        print(f"wrote {path}", file=sys.stderr)
     return EXIT_PASSED
 
 

@@ -157,6 +157,7 @@ class GateConfig:
 
     noise_threshold: float = 0.03
     confidence: float = 0.99
+    widest_limit: float = 0.20
     min_launches: int = 2
     strict: bool = False
 
@@ -165,6 +166,7 @@ class GateConfig:
             0 < self.noise_threshold < 1, "gate.noise_threshold", self.noise_threshold, "in (0, 1)"
         )
         _require(0.5 <= self.confidence < 1, "gate.confidence", self.confidence, "in [0.5, 1)")
+        _require(self.widest_limit > 0, "gate.widest_limit", self.widest_limit, "positive")
         _require(self.min_launches >= 1, "gate.min_launches", self.min_launches, "at least 1")
 
 
@@ -190,12 +192,12 @@ class Environment:
     cxx: str
     nvcc: str | None
     cuda_architectures: tuple[str, ...]
+    step_summary: Path | None
 
 
 def environment() -> Environment:
-    """Return what these say: `CI`, `HPSBENCH_CACHE_DIR` (else `XDG_CACHE_HOME`/hpsbench), `CXX`,
-    `NVCC` (else the one on the path, else CUDA's usual one, else None) and `CUDAARCHS`.
-    """
+    """Return what the variables say: docs/configuration.md lists them."""
+    summary = os.environ.get("GITHUB_STEP_SUMMARY")
     cache_home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     return Environment(
         ci=os.environ.get("CI", "").lower() not in ("", "0", "false"),
@@ -203,6 +205,7 @@ def environment() -> Environment:
         cxx=os.environ.get("CXX") or "g++",
         nvcc=os.environ.get("NVCC") or shutil.which("nvcc") or shutil.which(_USUAL_NVCC),
         cuda_architectures=tuple(sorted(filter(None, os.environ.get("CUDAARCHS", "").split(";")))),
+        step_summary=Path(summary) if summary else None,
     )
 
 

@@ -49,3 +49,7 @@ class RequestError(BenchError):
 
 class BaselineError(BenchError):
     """A stored baseline cannot be read, written or understood."""
+
+
+class ReportError(BenchError):
+    """A report cannot be written where it was asked for."""

@@ -1,13 +1,20 @@
-"""One benchmark's launches -> the few figures that a table shows."""
+"""What was measured -> the figures that tables and charts show."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, geometric_mean, median
 
+from hpsbench import stats
+from hpsbench.baselines import Baseline, BaselineRun
 from hpsbench.measurements import Measurement
+from hpsbench.published import PublishedTable
+from hpsbench.runs import Result, Run
 from hpsbench.session import NATIVE_TF
+
+#: The percentiles of a distribution's curve; what lies beyond them is too few requests to draw.
+PERCENTILES = tuple(range(1, 100))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +47,27 @@ def figures(measurement: Measurement, *, concurrency: int) -> Figures | None:
     )
 
 
+def figures_of(run: Run) -> dict[tuple[str, int], Figures]:
+    """Return the figures of everything that a run measured, by variant and batch size."""
+    concurrency = run.workload.settings["load.concurrency"]
+    cells = {
+        (m.variant, m.batch_size): figures(m, concurrency=concurrency)
+        for m in (r.measurement for r in run.results)
+    }
+    return {place: cell for place, cell in cells.items() if cell is not None}
+
+
+def variants_of(run: Run) -> list[str]:
+    """Return a run's variants as measured, the one that the others are divided by first."""
+    variants = dict.fromkeys(r.measurement.variant for r in run.results)
+    return sorted(variants, key=lambda v: v != NATIVE_TF)
+
+
+def batch_sizes_of(run: Run) -> list[int]:
+    """Return a run's batch sizes, increasing."""
+    return sorted({r.measurement.batch_size for r in run.results})
+
+
 def _ratio(measurement: Measurement) -> float | None:
     if measurement.variant == NATIVE_TF:
         return 1.0
@@ -51,3 +79,185 @@ def _ratio(measurement: Measurement) -> float | None:
 def typical_ratio(sessions: Sequence[Sequence[float]]) -> float:
     """Return the geometric mean of ratios of launches, every session counting the same."""
     return geometric_mean(map(geometric_mean, sessions))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """`compute infer` of one variant and batch size, as published and here.
+
+    Ratios divide by the publication's own native variant; only they compare between machines.
+    None where it was not published; `own_ratio` also where it was not measured.
+    """
+
+    published_ns: float | None
+    published_ratio: float | None
+    own_ratio: float | None
+
+
+def compared(
+    table: PublishedTable,
+    cells: Mapping[tuple[str, int], Figures],
+    variant: str,
+    batch_size: int,
+) -> Comparison:
+    """Return a published table beside the figures `cells` of a run."""
+    published_ns = table.values_of(variant).get(batch_size)
+    native_ns = table.values_of(table.native).get(batch_size)
+    own, own_native = (cells.get((v, batch_size)) for v in (variant, table.native))
+    return Comparison(
+        published_ns=published_ns,
+        published_ratio=published_ns / native_ns if published_ns and native_ns else None,
+        own_ratio=own.compute_infer_ns / own_native.compute_infer_ns
+        if published_ns
+        and own
+        and own_native
+        and own.compute_infer_ns
+        and own_native.compute_infer_ns
+        else None,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stages:
+    """Where the mean latency of a request went, nanoseconds; `client_ns` is outside Triton."""
+
+    client_ns: float
+    queue_ns: float
+    compute_input_ns: float
+    compute_infer_ns: float
+    compute_output_ns: float
+
+    @property
+    def total_ns(self) -> float:
+        return (
+            self.client_ns
+            + self.queue_ns
+            + self.compute_input_ns
+            + self.compute_infer_ns
+            + self.compute_output_ns
+        )
+
+
+def stages(measurement: Measurement) -> Stages | None:
+    """Return the mean over the launches; None where no server counted.
+
+    Requests that overlap in the server can add up to more than the client waited: the client's
+    part is then 0.
+    """
+    counted = [(c.mean_ns, c.server) for c in measurement.launches if c.server is not None]
+    if not counted:
+        return None
+    return Stages(
+        client_ns=fmean(max(0, mean_ns - server.total_ns) for mean_ns, server in counted),
+        queue_ns=fmean(server.queue_ns for _, server in counted),
+        compute_input_ns=fmean(server.compute_input_ns for _, server in counted),
+        compute_infer_ns=fmean(server.compute_infer_ns for _, server in counted),
+        compute_output_ns=fmean(server.compute_output_ns for _, server in counted),
+    )
+
+
+def distribution(measurement: Measurement) -> tuple[float, ...]:
+    """Return the latencies at `PERCENTILES`, nanoseconds, over all launches; empty without any."""
+    latencies_ns = [ns for launch in measurement.launches for ns in launch.latencies_ns]
+    return stats.percentiles_ns(latencies_ns, PERCENTILES) if latencies_ns else ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class LaunchRatios:
+    """p10 ratios of single launches, as changes (0.03 is 3% slower) from `center`.
+
+    `center` is the baseline's typical ratio, or without a baseline (`stored` is empty) the run's
+    own. `limit` is the verdict's, None where there is nothing to set it off from.
+    """
+
+    center: float
+    own: tuple[float, ...]
+    stored: tuple[float, ...]
+    limit: float | None
+
+
+def launch_ratios(result: Result, baseline: Baseline | None) -> LaunchRatios | None:
+    """Return the launches of a result beside its baseline's; None when it has no launch."""
+    own = [launch.ratio_p10 for launch in result.measurement.launches]
+    if not own:
+        return None
+    sessions = [[launch.ratio_p10 for launch in run.launches] for run in _runs_of(baseline)]
+    center = typical_ratio(sessions or [own])
+    return LaunchRatios(
+        center=center,
+        own=tuple(ratio / center - 1 for ratio in own),
+        stored=tuple(ratio / center - 1 for session in sessions for ratio in session),
+        limit=result.verdict.limit if sessions else None,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class HistoryPoint:
+    """One session of a benchmark; `change` is its p10 ratio against the median of all shown."""
+
+    run_id: str
+    recorded_at: str
+    commit: str | None
+    ratio: float
+    change: float
+    stored: bool
+
+
+def history(
+    run: Run, earlier: Iterable[Run], baselines: Mapping[str, Baseline]
+) -> dict[str, tuple[HistoryPoint, ...]]:
+    """Return the sessions of each of a run's benchmarks, oldest first, the run itself included.
+
+    They come from the baselines (`stored`) and from those `earlier` runs that were measured on
+    the same class of machine, with the same workload and reference.
+    """
+    alike = [
+        other
+        for other in (*earlier, run)
+        if (other.machine.cls, other.workload) == (run.machine.cls, run.workload)
+    ]
+    points: dict[str, dict[str, HistoryPoint]] = {}
+    references: dict[str, str] = {}
+    for result in run.results:
+        name = result.measurement.benchmark
+        references[name] = result.measurement.reference
+        points[name] = {
+            session.run_id: HistoryPoint(
+                run_id=session.run_id,
+                recorded_at=session.recorded_at,
+                commit=session.under_test.get("commit"),
+                ratio=typical_ratio([[launch.ratio_p10 for launch in session.launches]]),
+                change=0.0,
+                stored=True,
+            )
+            for session in _runs_of(baselines.get(name))
+        }
+    for other in alike:
+        for m in (r.measurement for r in other.results):
+            known = points.get(m.benchmark)
+            if known is None or not m.launches or m.reference != references[m.benchmark]:
+                continue
+            known.setdefault(
+                other.run_id,
+                HistoryPoint(
+                    run_id=other.run_id,
+                    recorded_at=other.recorded_at,
+                    commit=other.under_test.get("commit"),
+                    ratio=typical_ratio([[launch.ratio_p10 for launch in m.launches]]),
+                    change=0.0,
+                    stored=False,
+                ),
+            )
+    return {name: _centered(found.values()) for name, found in points.items() if found}
+
+
+def _centered(points: Iterable[HistoryPoint]) -> tuple[HistoryPoint, ...]:
+    ordered = sorted(points, key=lambda point: (point.recorded_at, point.run_id))
+    center = median(point.ratio for point in ordered)
+    return tuple(
+        HistoryPoint(**{**vars(point), "change": point.ratio / center - 1}) for point in ordered
+    )
+
+
+def _runs_of(baseline: Baseline | None) -> Sequence[BaselineRun]:
+    return baseline.runs if baseline else ()

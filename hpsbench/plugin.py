@@ -16,12 +16,14 @@ from typing import Any
 import pytest
 
 from hpsbench import baselines, gate, runs
-from hpsbench.config import Suite
+from hpsbench.config import Suite, environment
 from hpsbench.errors import BenchError
 from hpsbench.machine import find_gpus, this_machine
 from hpsbench.measurements import Measurement
 from hpsbench.options import BenchOptions, add_options, resolve_options
-from hpsbench.report import terminal
+from hpsbench.report import files, html, markdown, terminal
+from hpsbench.report.contents import earlier_runs, gather
+from hpsbench.report.junit import verdict_properties
 from hpsbench.session import Progress
 from hpsbench.verdict import Verdict
 
@@ -44,6 +46,7 @@ class _State:
     progress_shown: bool = False
     run: runs.Run | None = None
     run_path: Path | None = None
+    report_path: Path | None = None
     problem: BenchError | None = None
 
 
@@ -133,7 +136,8 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         runs.prepare(options.runs_dir)
     except BenchError as error:
         raise pytest.UsageError(str(error)) from error
-    run = runs.new_run(options.suite, machine)
+    commit = runs.commit_of(config.rootpath)
+    run = runs.new_run(options.suite, machine, commit=commit)
     config.stash[_STATE_KEY].gate = gate.SessionGate(options.suite, stored, run)
 
 
@@ -153,6 +157,7 @@ def _gate(
         if _VERDICT_KEY in item.stash:
             raise RuntimeError("gate() was called twice in one test; parametrize the test instead")
         verdict = item.stash[_VERDICT_KEY] = session_gate.judge(item.nodeid, measurement)
+        item.user_properties.extend(verdict_properties(verdict))
         gate.replay(benchmark, item.stash[_CLOCK_KEY], measurement, verdict)
         return verdict
 
@@ -234,6 +239,12 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         strict=options.suite.gate.strict,
         other_failures=state.failed_otherwise,
     )
+    if state.problem is None:
+        try:
+            _write_reports(state, options, run)
+        except BenchError as error:
+            # The run is judged and stored: `hpsbench report` can still tell of it.
+            state.problem = error
 
 
 def pytest_terminal_summary(
@@ -256,12 +267,24 @@ def pytest_terminal_summary(
             state.run,
             strict=suite.gate.strict,
             stored=_shown_path(state.run_path, config) if state.run_path else None,
+            report=_shown_path(state.report_path, config) if state.report_path else None,
         ),
     ]
     for line in lines:
         terminalreporter.write_line(line.text, **line.markup)
     if state.problem is not None:
         terminalreporter.write_line(f"error: {state.problem}", red=True)
+
+
+def _write_reports(state: _State, options: BenchOptions, run: runs.Run) -> None:
+    earlier = earlier_runs(options.runs_dir, run)
+    contents = gather(run, baselines_folder=options.baselines_dir, earlier=earlier)
+    page = options.runs_dir.parent / files.HTML_NAME
+    files.write(page, html.page(contents))
+    state.report_path = page
+    summary = environment().step_summary
+    if summary is not None:
+        files.append(summary, markdown.summary(contents))
 
 
 def _selection(session: pytest.Session) -> gate.Selection:

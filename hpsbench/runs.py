@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import glob
 import secrets
+import shlex
+import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 from hpsbench import storage
 from hpsbench.baselines import Baseline, BaselineLaunch, BaselineRun
-from hpsbench.config import Suite
+from hpsbench.config import Suite, load_suite, preset_names
 from hpsbench.errors import BaselineError
 from hpsbench.machine import Machine
 from hpsbench.measurements import Measurement
@@ -49,8 +52,8 @@ class Run:
         return (*(r.verdict for r in self.results), *self.vanished)
 
 
-def new_run(suite: Suite, machine: Machine) -> Run:
-    """Return a run that starts now and has measured nothing."""
+def new_run(suite: Suite, machine: Machine, *, commit: str | None = None) -> Run:
+    """Return a run that starts now and has measured nothing, at a commit where one is known."""
     now = datetime.now(timezone.utc)
     return Run(
         # Milliseconds, so that two runs of one second still sort by their time.
@@ -59,8 +62,24 @@ def new_run(suite: Suite, machine: Machine) -> Run:
         preset=suite.preset,
         workload=workload_of(suite),
         machine=machine,
-        under_test={**machine.versions, **subject_settings(suite)},
+        under_test={
+            **({} if commit is None else {"commit": commit}),
+            **machine.versions,
+            **subject_settings(suite),
+        },
     )
+
+
+def commit_of(folder: Path) -> str | None:
+    """Return the commit checked out in `folder`, `-dirty` where files differ; None without git."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    try:
+        done = subprocess.run(
+            command, cwd=folder, capture_output=True, text=True, timeout=10, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() or None
 
 
 def prepare(folder: Path) -> None:
@@ -186,3 +205,33 @@ def combined(runs: Sequence[Run]) -> list[Baseline]:
             )
         joined[key] = Baseline(**{**vars(first), "runs": first.runs + baseline.runs})
     return list(joined.values())
+
+
+def reproduction(run: Run) -> str:
+    """Return the command that measures the same again, on as many launches.
+
+    A preset of the user's own is named as a file; its settings cannot be told from its fields.
+    """
+    tests = dict.fromkeys(result.test.partition("::")[0] for result in run.results)
+    measured = [result.measurement for result in run.results]
+    known = run.preset in preset_names()
+    words = ["pytest", *tests, "--preset", run.preset if known else f"{run.preset}.toml"]
+    words += ["--variants", ",".join(dict.fromkeys(m.variant for m in measured))]
+    settings = {**run.workload.settings, **run.under_test}
+    settings["load.batch_sizes"] = list(dict.fromkeys(m.batch_size for m in measured))
+    settings["load.launches"] = max((len(m.launches) for m in measured), default=0)
+    if known:
+        for name, value in _settings_of(load_suite(run.preset)).items():
+            if str(settings.get(name, value)) != str(value):
+                text = str(settings[name])
+                text = text.lower() if text in ("True", "False") else text
+                words += ["--set", f"{name}={text}"]
+    return shlex.join(words)
+
+
+def _settings_of(suite: Suite) -> dict[str, Any]:
+    load = {
+        "load.batch_sizes": list(suite.load.batch_sizes),
+        "load.launches": suite.load.launches,
+    }
+    return {**workload_of(suite).settings, **subject_settings(suite), **load}

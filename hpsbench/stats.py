@@ -7,6 +7,7 @@ number of latencies is thus the mean of the middle two.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,6 +50,11 @@ def summarize(latencies_ns: npt.ArrayLike) -> LatencySummary:
 def percentile_ns(latencies_ns: npt.ArrayLike, q: float) -> int:
     """Return the `q`-th percentile, 0 <= q <= 100; raises ValueError where there is no latency."""
     return round(float(np.percentile(_one_or_more(latencies_ns), q)))
+
+
+def percentiles_ns(latencies_ns: npt.ArrayLike, q: Sequence[float]) -> tuple[float, ...]:
+    """Return the percentiles `q` in their order; raises ValueError where there is no latency."""
+    return tuple(np.percentile(_one_or_more(latencies_ns), q).tolist())
 
 
 def _one_or_more(values: npt.ArrayLike) -> npt.NDArray[Any]:

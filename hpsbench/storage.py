@@ -95,6 +95,9 @@ def _decode(wanted: Any, value: Any, where: str) -> Any:
         return _decode(next(a for a in arguments if a is not type(None)), value, where)
     if origin is tuple:
         items = _checked(list, value, where)
+        # A run holds hundreds of thousands of latencies, and a history dozens of runs.
+        if set(map(type, items)) == {arguments[0]} and arguments[0] in (int, float, str):
+            return tuple(items)
         return tuple(_decode(arguments[0], v, f"{where}[{i}]") for i, v in enumerate(items))
     if origin is Mapping:
         items = _checked(dict, value, where)

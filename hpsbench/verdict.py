@@ -59,6 +59,9 @@ HINTS = {
     "`hpsbench baseline update --append`",
     Outcome.IMPROVED: "to hold the gain, run `hpsbench baseline update`",
 }
+BLIND_HINT = (
+    "too noisy for a verdict: see that nothing else runs on this machine, or raise load.launches"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,11 +194,15 @@ def judge(
     outcome = p10.outcome
     if p50.outcome in (Outcome.REGRESSED, Outcome.INCONCLUSIVE):
         outcome = min(outcome, p50.outcome, key=_urgency)
+    # Without it, the noisier a machine the easier to pass.
+    blind = outcome is Outcome.PASS and p10.margin > math.log1p(policy.widest_limit)
+    if blind:
+        outcome = Outcome.INCONCLUSIVE
     return Verdict(
         outcome=outcome,
         benchmark=name,
         text=_text(candidate, baseline, policy, p10, p50) + _since(candidate, baseline, under_test),
-        hint=HINTS.get(outcome, ""),
+        hint=BLIND_HINT if blind else HINTS.get(outcome, ""),
         change=math.expm1(p10.value),
         low=math.expm1(p10.value - p10.margin),
         high=math.expm1(p10.value + p10.margin),

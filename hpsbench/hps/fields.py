@@ -20,7 +20,7 @@ _TYPE_NAMES = {bool: "true or false", int: "a whole number", float: "a number", 
 _warned: set[tuple[str, str]] = set()
 
 
-class Problem(Exception):  # noqa: N818 - becomes an HpsError, once the file's name is known
+class Problem(Exception):
     """A field breaks its rule: `field` (a path like models[0].gpucacheper) is `value`."""
 
     def __init__(self, field: str, value: object, rule: str) -> None:

@@ -220,9 +220,17 @@ def _weighted(rows: Any, weights: Any, segment_ids: Any, combiner: str) -> Any:
 
 def _integers(ids: Any) -> Any:
     ids = tf.convert_to_tensor(ids)
-    if ids.dtype not in (tf.int32, tf.int64):
-        raise HpsError(f"ids are {ids.dtype.name}", hint="pass int32 or int64 ids")
-    return ids
+    if ids.dtype in (tf.int32, tf.int64):
+        return ids
+    problem = f"ids are {ids.dtype.name}"
+    hint = "pass int32 or int64 ids: keys beyond 2^24 would be lost in floats"
+    if ids.dtype.is_floating and not tf.executing_eagerly():
+        # Keras 3 also traces a subclassed model for inputs of its own type, float32, when it
+        # exports the model. So that can be traced, and fails when it is run.
+        refuse = tf.raw_ops.Assert(condition=False, data=[f"{problem}; {hint}"])
+        with tf.control_dependencies([refuse]):
+            return tf.cast(ids, tf.int64)
+    raise HpsError(problem, hint=hint)
 
 
 def _whole(name: str, value: Any, low: int) -> int:

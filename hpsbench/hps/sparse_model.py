@@ -23,6 +23,8 @@ KEY_FILE = "key"
 ROWS_FILE = "emb_vector"
 _KEY_BYTES = 8
 _FLOAT_BYTES = 4
+# Written in pieces above 2 MiB, a file lies in the page cache in huge pages, and lookups map them.
+_WRITE_BYTES = 4 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +72,7 @@ def write_sparse_model(
 
 def _write_rows(folder: Path, path: Path, row_blocks: Iterable[npt.NDArray[Any]]) -> int:
     num_rows, dim = 0, None
-    with path.open("wb", buffering=0) as file:
+    with path.open("wb", buffering=_WRITE_BYTES) as file:
         for block in row_blocks:
             if block.ndim != 2 or dim not in (None, block.shape[1]) or block.dtype.kind != "f":
                 expected = "[rows, dim]" if dim is None else f"[rows, {dim}]"
@@ -79,7 +81,7 @@ def _write_rows(folder: Path, path: Path, row_blocks: Iterable[npt.NDArray[Any]]
                     hint=f"every block must be float32{expected}",
                 )
             num_rows, dim = num_rows + block.shape[0], block.shape[1]
-            np.ascontiguousarray(block, dtype=np.float32).tofile(file)
+            file.write(np.ascontiguousarray(block, dtype=np.float32).data)
     return num_rows
 
 

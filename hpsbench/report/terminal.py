@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import textwrap
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -76,13 +76,14 @@ def table(run: Run, *, concurrency: int, width: int) -> list[Line]:
 
 
 def verdict_lines(verdicts: Sequence[Verdict], *, width: int) -> list[Line]:
-    """Return the verdicts, worst first; a hint that neighbours share stands once, below them."""
+    """Return the verdicts, worst first; what several share is said once, and so is a hint."""
     ordered = sorted(verdicts, key=lambda v: (_ORDER.index(v.outcome), _natural(v.benchmark)))
     lines: list[Line] = []
     for (outcome, hint), group in groupby(ordered, key=lambda v: (v.outcome, v.hint)):
-        for verdict in group:
+        for text, benchmarks in _shared(group):
             first = f"{outcome.value:<14}"
-            lines += _wrapped(_said(verdict), first=first, width=width, color=_color(outcome))
+            line = f"{', '.join(benchmarks)}: {text}"
+            lines += _wrapped(line, first=first, width=width, color=_color(outcome))
         if hint:
             lines += _wrapped(hint, first=f"{'':14}-> ", width=width)
     counts = ", ".join(
@@ -93,8 +94,8 @@ def verdict_lines(verdicts: Sequence[Verdict], *, width: int) -> list[Line]:
     return lines + _wrapped(counts, first="verdicts: ", width=width, bold=True)
 
 
-def closing_lines(run: Run, *, strict: bool, stored: str | None) -> list[Line]:
-    """Return where the run is stored, and what its verdicts mean for the exit status."""
+def closing_lines(run: Run, *, strict: bool, stored: str | None, report: str | None) -> list[Line]:
+    """Return what the verdicts mean for the exit status, and where run and report are stored."""
     lines = []
     undecided = sum(not v.outcome.decided for v in run.verdicts)
     if undecided and strict:
@@ -104,6 +105,8 @@ def closing_lines(run: Run, *, strict: bool, stored: str | None) -> list[Line]:
         lines.append(Line(text=f"{undecided} without a verdict: exit status 10 with --strict-gate"))
     if stored is not None:
         lines.append(Line(text=f"run stored in {stored}; see `hpsbench baseline diff`"))
+    if report is not None:
+        lines.append(Line(text=f"report: {report}"))
     return lines
 
 
@@ -166,10 +169,19 @@ def _natural(name: str) -> list[tuple[str, int]]:
     return [(text, int(number or 0)) for text, number in re.findall(r"(\D+)(\d*)", name)]
 
 
+def _shared(verdicts: Iterable[Verdict]) -> Iterable[tuple[str, list[str]]]:
+    """Return what was said and of which benchmarks; one with figures stands alone."""
+    said: dict[tuple[str, str | None], list[str]] = {}
+    for verdict in verdicts:
+        alone = None if verdict.change is None else verdict.benchmark
+        said.setdefault((_said(verdict), alone), []).append(verdict.benchmark)
+    return [(text, benchmarks) for (text, _), benchmarks in said.items()]
+
+
 def _said(verdict: Verdict) -> str:
     if verdict.outcome is Outcome.PASS and verdict.change is not None:
-        return f"{verdict.benchmark}: p10 {verdict.change:+.1%} (limit {verdict.limit:.1%})"
-    return verdict.text
+        return f"p10 {verdict.change:+.1%} (limit {verdict.limit:.1%})"
+    return verdict.text.removeprefix(f"{verdict.benchmark}: ")
 
 
 def _wrapped(

@@ -112,8 +112,12 @@ def unmixed(h: int) -> int:
     return h - 2**64 if h >= 2**63 else h
 
 
-@pytest.mark.parametrize("num_threads", [1, 3])
-@pytest.mark.parametrize("where", [0, 1 << 63, (1 << 64) - 50_000], ids=["first", "middle", "last"])
+@pytest.mark.parametrize("num_threads", [1, 2])
+@pytest.mark.parametrize(
+    "where",
+    [0, (1 << 63) - 2000, (1 << 64) - 2000],
+    ids=["first bucket", "last one of the first thread", "last bucket"],
+)
 def test_keys_of_one_bucket_spill_into_the_next_and_around_the_end(tmp_path, where, num_threads):
     colliding = [unmixed(where + i) for i in range(1000)]
     # Enough others that the table is filled by several threads.
@@ -227,7 +231,7 @@ def test_fused_tables_answer_each_with_its_own_keys_and_default(tmp_path, contig
 def test_fused_tables_that_share_a_key_are_refused(tmp_path, one, other, shared):
     tables = [
         spec(tmp_path, keys, rows_for(keys, 4), name=name, fusion_group=4)
-        for name, keys in [("apart", [100, 200]), ("left", one), ("right", other)]
+        for name, keys in [("apart", [100, 101]), ("left", one), ("right", other)]
     ]
     with pytest.raises(HpsError) as caught:
         NativeModel(tables)

@@ -99,6 +99,33 @@ def test_a_keras_model_holds_layers_and_is_saved_and_loaded(tmp_path):
         np.testing.assert_array_equal(answer, table.answer(keys))
 
 
+class Subclassed(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.lookup = layer(1)
+
+    def call(self, ids):
+        return self.lookup(ids)
+
+
+def test_a_subclassed_model_is_exported_for_integers(tmp_path):
+    model = Subclassed()
+    keys = SCATTERED.keys[:6].reshape(2, 3)
+    model(tf.constant(keys))
+    signature = [tf.TensorSpec([None, 3], tf.int64)]
+    model.export(tmp_path / "saved_model", input_signature=signature, verbose=False)
+    again = tf.saved_model.load(tmp_path / "saved_model")
+    np.testing.assert_array_equal(again.serve(tf.constant(keys)), SCATTERED.answer(keys))
+
+
+def test_floats_that_were_traced_are_refused_when_run():
+    function = tf.function(layer(0).__call__).get_concrete_function(tf.TensorSpec([None]))
+    with pytest.raises(
+        tf.errors.InvalidArgumentError, match="ids are float32; pass int32 or int64"
+    ):
+        function(tf.constant([1.0]))
+
+
 @pytest.mark.parametrize(
     "make",
     [

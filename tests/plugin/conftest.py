@@ -27,7 +27,7 @@ def test_latency(variant, batch_size, gate):
 @pytest.fixture
 def project(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
     """An empty project that loads the plugin, on the machine `MACHINE` without a GPU."""
-    for name in ("CI", "PYTEST_XDIST_WORKER"):
+    for name in ("CI", "GITHUB_STEP_SUMMARY", "PYTEST_XDIST_WORKER"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("COLUMNS", "120")
     monkeypatch.setattr(plugin, "this_machine", lambda: MACHINE)

@@ -56,7 +56,7 @@ def test_a_first_run_has_no_baseline(session: Session) -> None:
     assert result.ret == 0
     result.stdout.fnmatch_lines(
         [
-            f"NO_BASELINE   {HPS}: no baseline for cpu-test-2c",
+            f"NO_BASELINE   *{HPS}, *: no baseline for cpu-test-2c",
             "*-> run `hpsbench baseline update` to store this run, and commit the files",
             "verdicts: 4 NO_BASELINE",
             "4 without a verdict: exit status 10 with --strict-gate",
@@ -157,14 +157,16 @@ def test_baselines_of_another_machine_do_not_count(session: Session, measured_on
     result = session("--strict-gate")
     assert result.ret == 10
     result.stdout.fnmatch_lines(
-        [f"OTHER_MACHINE {HPS}: this machine is cpu-test-2c; its baseline is of gpu-nvidia-h100-*"]
+        [f"OTHER_MACHINE *{HPS}, *: this machine is cpu-test-2c;", "*its baseline is of gpu-*"]
     )
 
 
 def test_another_workload_has_no_baseline(session: Session, measured_once: Path) -> None:
     result = session("--strict-gate", "--set", "tables.num_embeddings=30000")
     assert result.ret == 10
-    result.stdout.fnmatch_lines(["*another workload: tables.num_embeddings 20000 -> 30000"])
+    result.stdout.fnmatch_lines(
+        ["*the baseline is of another", "*workload: tables.num_embeddings 20000 -> 30000"]
+    )
 
 
 def _rename_the_variant(folder: Path) -> None:

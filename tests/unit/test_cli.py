@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -137,6 +139,29 @@ def test_show_lists_this_machine_and_names_the_others(command: Run) -> None:
         "see also: hpsbench baseline show --machine gpu-other",
     ]
     assert "2 baselines" in command("baseline", "show", "--machine", "gpu-other")[1]
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"], ids=["buffered", "unbuffered"])
+def test_a_reader_that_leaves_early_sees_no_traceback(
+    command: Run, monkeypatch: pytest.MonkeyPatch, unbuffered: str
+) -> None:
+    monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)
+    store()
+    command("baseline", "update")
+    line = (
+        "hpsbench.cli import main; sys.exit(main(['baseline', 'show', '--machine', 'cpu-test-2c']))"
+    )
+    show = subprocess.Popen(
+        [sys.executable, "-c", f"import sys, time; time.sleep(0.3); from {line}"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert show.stdout is not None
+    assert show.stderr is not None
+    show.stdout.close()
+    assert show.stderr.read() == b""
+    show.stderr.close()
+    assert show.wait(60) == 0
 
 
 def test_without_a_run_there_is_nothing_to_store(command: Run) -> None:

@@ -63,7 +63,7 @@ def test_an_ensemble_s_configuration(tmp_path: Path) -> None:
 
 def test_every_variant_names_its_models_and_times_them() -> None:
     variants = registered_variants()
-    assert list(variants)[0] == "native_tf"
+    assert next(iter(variants)) == "native_tf"
     for name, variant in variants.items():
         assert variant.name == name
         assert variant.models[-1] == name, "the model that clients ask is loaded last"

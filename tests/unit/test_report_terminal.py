@@ -125,13 +125,17 @@ def test_the_closing_lines_say_where_the_run_is_and_what_the_exit_status_means(
     strict: bool,
 ) -> None:
     run = run_of(measurement())
-    lines = [line.text for line in closing_lines(run, strict=strict, stored="runs/x.json")]
+    lines = [
+        line.text
+        for line in closing_lines(run, strict=strict, stored="runs/x.json", report="report.html")
+    ]
     meaning = (
         "exit status 10, unless a test failed" if strict else "exit status 10 with --strict-gate"
     )
     assert lines == [
         f"1 without a verdict: {meaning}",
         "run stored in runs/x.json; see `hpsbench baseline diff`",
+        "report: report.html",
     ]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -23,6 +25,13 @@ def test_a_run_is_loaded_as_it_was_saved(tmp_path: Path) -> None:
     assert runs.load(path) == run
     assert (tmp_path / "runs" / ".gitignore").read_text() == "*\n"
     assert not list((tmp_path / "runs").glob("*.staged"))
+
+
+def test_a_latency_of_the_wrong_type_is_named(tmp_path: Path) -> None:
+    path = runs.save(tmp_path, run_of(measurement(requests=3)))
+    path.write_text(re.sub(r'(latencies_ns": \[\d+, )\d+', r'\1"slow"', path.read_text()))
+    with pytest.raises(BaselineError, match=r"latencies_ns\[1\] is a str, not a int"):
+        runs.load(path)
 
 
 def test_the_newest_run_is_found_and_a_prefix_is_enough(tmp_path: Path) -> None:
@@ -101,3 +110,26 @@ def test_runs_compare_when_the_same_was_asked(override: str, comparable: bool) -
 def test_a_change_names_the_setting_and_both_values() -> None:
     before, after = {"a": 1, "gone": 2, "same": 3}, {"a": 4, "new": 5, "same": 3}
     assert changes(before, after) == ["a 1 -> 4", "gone 2 -> none", "new none -> 5"]
+
+
+def test_a_run_names_the_commit_it_was_measured_at(tmp_path: Path) -> None:
+    def git(*arguments: str) -> str:
+        who = ("-c", "user.name=n", "-c", "user.email=e@example.org")
+        command = ["git", *who, *arguments]
+        done = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True)
+        return done.stdout.strip()
+
+    assert runs.commit_of(tmp_path / "none") is None
+    git("init", "--quiet")
+    (tmp_path / "file").write_text("first")
+    git("add", "file")
+    git("commit", "--quiet", "--message", "first")
+    git("tag", "v1")
+    commit = git("rev-parse", "HEAD")[:12]
+    assert runs.commit_of(tmp_path) == commit
+    (tmp_path / "file").write_text("second")
+    assert runs.commit_of(tmp_path) == f"{commit}-dirty"
+
+    suite = load_suite("smoke")
+    assert runs.new_run(suite, MACHINE, commit=commit).under_test["commit"] == commit
+    assert "commit" not in runs.new_run(suite, MACHINE).under_test

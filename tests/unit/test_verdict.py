@@ -98,6 +98,15 @@ def test_the_limit_is_never_below_the_noise_threshold() -> None:
     assert found.limit_p50 >= P50_NOISE_THRESHOLD
 
 
+def test_a_machine_too_noisy_to_see_a_fifth_gets_no_pass() -> None:
+    noisy = measurement(launches=(0.8, 1.25, 0.75, 1.3))
+    found = verdict(noisy, BASELINE)
+    assert found.limit is not None
+    assert found.limit > 0.2
+    assert found.outcome is Outcome.INCONCLUSIVE
+    assert found.hint.startswith("too noisy for a verdict")
+
+
 @pytest.mark.parametrize(
     ("candidate_launches", "baseline_launches", "outcome"),
     [(2, 2, Outcome.PASS), (1, 4, Outcome.INCONCLUSIVE), (4, 1, Outcome.INCONCLUSIVE)],

@@ -1,0 +1,65 @@
+"""What a report is made of: a run, and what stands beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hpsbench import baselines, published, runs
+from hpsbench.baselines import Baseline
+from hpsbench.errors import BaselineError
+from hpsbench.published import Publication
+from hpsbench.runs import Run
+
+#: Runs that a history reaches back; a run's file holds every latency and takes its time to read.
+MOST_EARLIER = 30
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contents:
+    """A run, the baselines of its benchmarks without itself, publications, and earlier runs."""
+
+    run: Run
+    baselines: Mapping[str, Baseline]
+    publications: Sequence[Publication]
+    earlier: Sequence[Run]
+
+
+def gather(run: Run, *, baselines_folder: Path, earlier: Sequence[Run]) -> Contents:
+    """Return the contents of a run's report.
+
+    Raises BaselineError for a baseline or a publication that cannot be read.
+    """
+    return Contents(
+        run=run,
+        baselines=_beside(run, baselines.load(baselines_folder, run.machine.cls).here),
+        publications=published.load(baselines_folder),
+        earlier=earlier,
+    )
+
+
+def earlier_runs(folder: Path, run: Run) -> list[Run]:
+    """Return the newest `MOST_EARLIER` runs in a folder that are older than `run`, oldest first.
+
+    A file that cannot be read is left out: it must not cost the report of another run.
+    """
+    found = []
+    older = [p for p in sorted(folder.glob("*.json")) if p.stem < run.run_id]
+    for path in older[-MOST_EARLIER:]:
+        try:
+            found.append(runs.load(path))
+        except BaselineError:
+            continue
+    return found
+
+
+def _beside(run: Run, stored: Mapping[str, Baseline]) -> dict[str, Baseline]:
+    references = {r.measurement.benchmark: r.measurement.reference for r in run.results}
+    found = {}
+    for name, baseline in stored.items():
+        alike = (baseline.workload, baseline.reference) == (run.workload, references.get(name))
+        others = tuple(r for r in baseline.runs if r.run_id != run.run_id)
+        if alike and others:
+            found[name] = Baseline(**{**vars(baseline), "runs": others})
+    return found

@@ -1,0 +1,233 @@
+"""The report as one HTML file: no script, nothing fetched, the same on a phone and on a desk."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib import resources
+
+from hpsbench import figures
+from hpsbench.figures import Figures
+from hpsbench.measurements import Measurement
+from hpsbench.report import charts, notation
+from hpsbench.report.contents import Contents
+from hpsbench.report.elements import Content, Element, element, html_document
+from hpsbench.report.tables import (
+    environment,
+    figure_table,
+    publication_details,
+    stage_table,
+    verdict_group,
+)
+from hpsbench.runs import Run
+
+
+def page(contents: Contents) -> str:
+    """Return the report of a run."""
+    run = contents.run
+    title = f"{notation.headline(run.verdicts)} - hpsbench {run.preset}"
+    style = (resources.files("hpsbench.report") / "page.css").read_text("utf-8")
+    head = element(
+        "head",
+        element("meta", charset="utf-8"),
+        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        element("meta", name="color-scheme", content="light dark"),
+        # An empty icon, or browsers ask the server for one.
+        element("link", rel="icon", href="data:,"),
+        element("title", title),
+        element("style", style),
+    )
+    sections = _sections(contents)
+    links = [element("a", name, href=f"#{_anchor(name)}") for name, _ in sections]
+    body = element(
+        "body",
+        _header(run),
+        element("nav", links, aria_label="Sections"),
+        element("main", [_section(name, parts) for name, parts in sections]),
+        element("footer", f"hpsbench {run.machine.versions.get('hpsbench', '')}, run {run.run_id}"),
+    )
+    return html_document(head, body)
+
+
+def _header(run: Run) -> Element:
+    groups = notation.by_outcome(run.verdicts)
+    chips = [
+        element(
+            "li",
+            element("b", str(len(group))),
+            f" {outcome.value}",
+            class_=f"chip {outcome.value.lower()}",
+        )
+        for outcome, group in groups.items()
+    ]
+    worst = next(iter(groups), None)
+    recorded = run.recorded_at.replace("T", " ").replace("Z", " UTC")
+    return element(
+        "header",
+        element("p", "hpsbench report", class_="overline"),
+        element("h1", notation.headline(run.verdicts)),
+        element("ul", chips, class_="chips"),
+        element(
+            "p",
+            "preset ",
+            element("b", run.preset),
+            " on ",
+            element("b", run.machine.cls),
+            f", {recorded}",
+            class_="meta",
+        ),
+        class_=worst.value.lower() if worst else None,
+    )
+
+
+def _sections(contents: Contents) -> list[tuple[str, list[Content]]]:
+    run = contents.run
+    cells, variants = figures.figures_of(run), figures.variants_of(run)
+    parts: list[tuple[str, list[Content]]] = [("Verdicts", _verdicts(run))]
+    if cells:
+        parts.append(("Figures", _figures(contents, cells, variants)))
+        parts.append(("Latency", _latency(contents, cells, variants)))
+    by_place = {(m.variant, m.batch_size): m for m in (r.measurement for r in run.results)}
+    legend = _legend(variants, variants)
+    launches = {
+        (r.measurement.variant, r.measurement.batch_size): ratios
+        for r in run.results
+        if (ratios := figures.launch_ratios(r, contents.baselines.get(r.measurement.benchmark)))
+    }
+    if launches:
+        parts.append(("Launches", [*_launches_lead(bool(contents.baselines)),
+                                   _grid(charts.launch_spread(launches, variants))]))  # fmt: skip
+        curves = {place: figures.distribution(m) for place, m in by_place.items()}
+        lead = "The share of requests that the client had answered within a time, over all "
+        lead += "launches, from p1 to p99. Markers stand at p10, p50 and p90."
+        panels = charts.distributions(curves, variants)
+        parts.append(("Distribution", [_lead(lead), legend, _grid(panels)]))
+    parts += _stages(by_place, variants)
+    parts += _history(contents, variants)
+    parts.append(("Environment", environment(run)))
+    if contents.publications:
+        lead = "What the tables and charts above are put beside, whole and with its source."
+        details = [publication_details(p) for p in contents.publications]
+        parts.append(("Published figures", [_lead(lead), *details]))
+    return parts
+
+
+def _verdicts(run: Run) -> list[Content]:
+    if not run.verdicts:
+        return [_lead("The session measured nothing that could be judged.")]
+    groups = notation.by_outcome(run.verdicts)
+    span = charts.forest_span(run.verdicts)
+    lead: list[Content] = []
+    if any(v.change is not None for v in run.verdicts):
+        text = "Changes are of the p10 latency as a ratio to the reference that ran interleaved on "
+        text += "the same servers; more is slower. The band is the limit that a change must leave "
+        text += "to count, and the bar its confidence interval."
+        lead.append(_lead(text))
+    return [*lead, *(verdict_group(outcome, group, span) for outcome, group in groups.items())]
+
+
+def _figures(
+    contents: Contents, cells: Mapping[tuple[str, int], Figures], variants: Sequence[str]
+) -> list[Content]:
+    text = "Medians over the launches: client latency, the server's mean compute infer, and "
+    text += "throughput. The ratio is what is judged."
+    if contents.publications:
+        text += " Published figures are of other machines: compare their ratios, never their "
+        text += "milliseconds. Each is a ratio to its publication's own native variant, with the "
+        text += "same ratio of this run beside it."
+    return [_lead(text), figure_table(contents, cells, variants)]
+
+
+def _latency(
+    contents: Contents, cells: Mapping[tuple[str, int], Figures], variants: Sequence[str]
+) -> list[Content]:
+    beside = charts.server_latency(cells, variants, contents.publications)
+    compared = [
+        column.variant
+        for publication in contents.publications
+        for table in publication.tables
+        for column in table.columns
+    ]
+    shown = [*variants, *(v for v in charts.VARIANTS if beside and v in compared)]
+    legend = _legend(list(dict.fromkeys(shown)), variants, published=bool(beside))
+    lead = "Both axes are logarithmic."
+    if beside:
+        lead += " Solid lines with markers are this run; dashed lines were published, on "
+        lead += "other machines."
+    return [_lead(lead), legend, _grid([*charts.client_latency(cells, variants), *beside])]
+
+
+def _launches_lead(with_baseline: bool) -> list[Content]:
+    text = "Every launch of the servers is one observation. "
+    if with_baseline:
+        text += "Filled marks are this run's launches, hollow ones the baseline's, both as changes "
+        text += "from the baseline's typical ratio; the band is the verdict's limit."
+    else:
+        text += "No baseline of these is stored, so they are shown as changes from this run's own "
+        text += "typical ratio: how far they spread is what this machine can resolve."
+    return [_lead(text)]
+
+
+def _stages(
+    by_place: Mapping[tuple[str, int], Measurement], variants: Sequence[str]
+) -> list[tuple[str, list[Content]]]:
+    split = {place: s for place, m in by_place.items() if (s := figures.stages(m)) is not None}
+    if not split:
+        return []
+    text = "Where the mean latency went, in Triton's stages; an ensemble's steps are added up. "
+    text += "What is left of the client's latency is transport, HTTP and scheduling."
+    keys = [
+        element("li", element("span", class_=f"key s{place}"), name)
+        for place, (name, _) in enumerate(charts.STAGES)
+    ]
+    return [
+        (
+            "Stages",
+            [
+                _lead(text),
+                element("ul", keys, class_="legend"),
+                _grid(charts.stage_bars(split, variants)),
+                stage_table(split, variants),
+            ],
+        )
+    ]
+
+
+def _history(contents: Contents, variants: Sequence[str]) -> list[tuple[str, list[Content]]]:
+    places = {
+        r.measurement.benchmark: (r.measurement.variant, r.measurement.batch_size)
+        for r in contents.run.results
+    }
+    found = figures.history(contents.run, contents.earlier, contents.baselines)
+    panels = charts.histories({places[name]: line for name, line in found.items()}, variants)
+    if not panels:
+        return []
+    text = "The same benchmarks in the sessions before this one, on this class of machine and with "
+    text += "this workload. Hollow marks are sessions that are stored as baselines."
+    return [("History", [_lead(text), _legend(variants, variants), _grid(panels)])]
+
+
+def _legend(shown: Sequence[str], variants: Sequence[str], *, published: bool = False) -> Element:
+    items = [
+        element("li", charts.swatch(charts.place_of(variant, variants)), variant)
+        for variant in shown
+    ]
+    if published:
+        items.append(element("li", charts.swatch(0, dashed=True), "dashed: published"))
+    return element("ul", items, class_="legend")
+
+
+def _section(name: str, parts: Sequence[Content]) -> Element:
+    return element("section", element("h2", name), *parts, id=_anchor(name))
+
+
+def _anchor(name: str) -> str:
+    return name.lower().replace(" ", "-")
+
+
+def _lead(text: str) -> Element:
+    return element("p", text, class_="lead")
+
+
+def _grid(panels: Sequence[Element]) -> Element:
+    # Four as two rows of two: three and a lonely one look like an accident.
+    return element("div", panels, class_="grid paired" if len(panels) in (2, 4) else "grid")

@@ -1,0 +1,96 @@
+"""The report as GitHub's Markdown, for the summary of a CI job: verdicts first, figures folded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from hpsbench import figures
+from hpsbench.report import notation
+from hpsbench.report.contents import Contents
+from hpsbench.runs import Run
+from hpsbench.session import NATIVE_TF
+from hpsbench.verdict import Outcome, Verdict
+
+_VERDICT_NAMES = ("outcome", "benchmark", "p10 change", "interval", "limit")
+_FIGURE_NAMES = (
+    "batch", "variant", "p50, ms", "p10, ms", "infer, ms", "k samples/s", f"p10 : {NATIVE_TF}",
+)  # fmt: skip
+
+
+def summary(contents: Contents) -> str:
+    """Return the report of a run; what passed, and its figures, are folded."""
+    run = contents.run
+    groups = notation.by_outcome(run.verdicts)
+    passed = groups.pop(Outcome.PASS, [])
+    lines = [
+        f"## hpsbench: {notation.headline(run.verdicts)}",
+        "",
+        f"Preset `{run.preset}` on `{run.machine.cls}`, {run.recorded_at}, run `{run.run_id}`.",
+        "",
+    ]
+    compared = [v for group in groups.values() for v in group if v.change is not None]
+    if compared:
+        lines += [*_verdict_table(compared), ""]
+    for outcome, group in groups.items():
+        hints = dict.fromkeys(verdict.hint for verdict in group if verdict.hint)
+        lines += [f"- **{outcome.value}**, {notation.meaning(outcome)}: {h}" for h in hints]
+        for text, names in notation.by_sentence(group).items():
+            lines.append(f"  - {', '.join(f'`{name}`' for name in names)}: {_escaped(text)}")
+    if groups:
+        lines.append("")
+    if passed:
+        lines += _folded(f"{len(passed)} {Outcome.PASS.value}", _verdict_table(passed))
+    rows = list(_figure_rows(run))
+    if rows:
+        lines += _folded("Figures", _table(_FIGURE_NAMES, rows, left=2))
+    return "\n".join(lines).rstrip("\n") + "\n"
+
+
+def _verdict_table(verdicts: Sequence[Verdict]) -> list[str]:
+    rows = [
+        (
+            f"**{v.outcome.value}**" if v.outcome is Outcome.REGRESSED else v.outcome.value,
+            f"`{v.benchmark}`",
+            notation.change(v.change),
+            notation.interval(v.low, v.high),
+            notation.limit(v.limit),
+        )
+        for v in verdicts
+    ]
+    return _table(_VERDICT_NAMES, rows, left=2)
+
+
+def _figure_rows(run: Run) -> Iterable[tuple[str, ...]]:
+    cells = figures.figures_of(run)
+    for size in figures.batch_sizes_of(run):
+        for variant in figures.variants_of(run):
+            cell = cells.get((variant, size))
+            if cell is not None:
+                yield (
+                    str(size),
+                    variant,
+                    notation.milliseconds(cell.p50_ns),
+                    notation.milliseconds(cell.p10_ns),
+                    notation.milliseconds(cell.compute_infer_ns),
+                    notation.significant(cell.samples_per_s / 1e3),
+                    notation.ratio(cell.ratio),
+                )
+
+
+def _table(names: Sequence[str], rows: Iterable[Sequence[str]], *, left: int) -> list[str]:
+    rule = ["---" if number < left else "---:" for number in range(len(names))]
+    return [_row(names), _row(rule), *(_row([_escaped(cell) for cell in row]) for row in rows)]
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _folded(title: str, lines: Sequence[str]) -> list[str]:
+    return [f"<details><summary>{title}</summary>", "", *lines, "", "</details>", ""]
+
+
+def _escaped(text: str) -> str:
+    for character in "|<>":
+        text = text.replace(character, f"\\{character}")
+    return text

@@ -1,0 +1,222 @@
+"""The report's page: what it holds, that it is well formed, and that it fetches nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from html.parser import HTMLParser
+from xml.etree import ElementTree
+
+import pytest
+
+from hpsbench.report import charts
+from hpsbench.report.contents import Contents
+from hpsbench.report.html import page
+from hpsbench.verdict import Outcome
+from tests.scripted import measurement, run_of
+from tests.scripted_report import every_outcome, sample_run
+
+VOID = {"meta", "link", "br"}
+SECTIONS = [
+    "Verdicts", "Figures", "Latency", "Launches", "Distribution", "Stages", "History",
+    "Environment", "Published figures",
+]  # fmt: skip
+
+
+class Page(HTMLParser):
+    """A parsed page; raises ValueError where an element is closed out of order, or never."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[str] = []
+        self.feed(text)
+        self.close()
+        if self.open:
+            raise ValueError(f"never closed: {self.open}")
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in VOID and self.open.pop() != tag:
+            raise ValueError(f"</{tag}> closes another element")
+
+    def handle_data(self, data: str) -> None:
+        if not {"style", "title"} & set(self.open[-1:]):
+            self.texts.append(data)
+
+    def count(self, tag: str) -> int:
+        return sum(name == tag for name, _ in self.tags)
+
+
+@pytest.fixture(scope="module")
+def contents() -> Contents:
+    return every_outcome()
+
+
+@pytest.fixture(scope="module")
+def text(contents: Contents) -> str:
+    return page(contents)
+
+
+@pytest.fixture(scope="module")
+def parsed(text: str) -> Page:
+    return Page(text)
+
+
+def headings(text: str) -> list[str]:
+    return re.findall(r"<h2>(.*?)</h2>", text)
+
+
+def bare(run: object = None, **changes: object) -> Contents:
+    """Return the contents of a run with nothing beside it."""
+    empty = Contents(run=run or run_of(), baselines={}, publications=(), earlier=())  # type: ignore[arg-type]
+    return dataclasses.replace(empty, **changes)  # type: ignore[arg-type]
+
+
+def test_the_sections_stand_in_their_order_and_are_linked(text: str, parsed: Page) -> None:
+    assert headings(text) == SECTIONS
+    targets = [str(a["href"]) for tag, a in parsed.tags if tag == "a"]
+    ids = {f"#{a['id']}" for _, a in parsed.tags if "id" in a}
+    assert len(targets) == len(SECTIONS)
+    assert set(targets) <= ids
+
+
+def test_every_benchmark_and_every_outcome_is_there(contents: Contents, parsed: Page) -> None:
+    assert {v.outcome for v in contents.run.verdicts} == set(Outcome)
+    shown = "".join(parsed.texts)
+    assert not [v.benchmark for v in contents.run.verdicts if v.benchmark not in shown]
+    assert not [outcome.value for outcome in Outcome if outcome.value not in shown]
+
+
+def test_the_verdict_stands_before_everything_and_worst_first(text: str) -> None:
+    assert text.index("2 of 25 benchmarks regressed</h1>") < text.index("<table")
+    groups = re.findall(r'<details class="outcome (\w+)"', text)
+    assert groups == [outcome.value.lower() for outcome in Outcome]
+
+
+def test_what_to_do_follows_each_outcome(contents: Contents, parsed: Page) -> None:
+    shown = "".join(parsed.texts).lower()
+    hints = {v.hint.replace("`", "").lower() for v in contents.run.verdicts if v.hint}
+    assert not [hint for hint in hints if hint not in shown]
+
+
+def test_the_published_figures_stand_beside_ours(text: str) -> None:
+    row = re.search(r'<th scope="row">hps_tf</th>.*?</tr>', text.split("batch 4096", 1)[1])
+    assert row is not None
+    cells = re.findall(r"<td[^>]*>([^<]*)</td>", row[0])
+    # A100-SXM4-80GB: 1459 us, against the hybrid's 9872; DGX A100: 1.552 ms against 1.447.
+    assert cells[5:7] == ["1.459", "0.148"]
+    assert cells[8:10] == ["1.552", "1.073"]
+    assert float(cells[7]) == pytest.approx(1.0, abs=0.1)
+    assert "compare their ratios, never" in text
+
+
+def test_all_published_figures_are_there(contents: Contents, text: str) -> None:
+    cells = set(re.findall(r"<td[^>]*>([\d.]+)</td>", text.split('<section id="published-')[1]))
+    for publication in contents.publications:
+        assert publication.source in text
+        for table in publication.tables:
+            digits = 0 if table.unit == "us" else 3
+            for column in table.columns:
+                assert not [v for v in column.values if f"{v:.{digits}f}" not in cells]
+
+
+def test_the_page_fetches_nothing_and_runs_nothing(text: str, parsed: Page) -> None:
+    assert "http:" not in text
+    assert "https:" not in text
+    assert "url(" not in text
+    assert "@import" not in text
+    assert not {tag for tag, _ in parsed.tags} & {"script", "iframe", "img", "object", "embed"}
+    references = [
+        a.get("href") or a.get("src") for _, a in parsed.tags if a.keys() & {"href", "src"}
+    ]
+    assert not [r for r in references if not str(r).startswith("#") and r != "data:,"]
+
+
+def test_the_page_is_small(text: str) -> None:
+    assert len(text.encode()) < 500_000
+
+
+def test_every_picture_is_xml_and_says_what_it_shows(text: str) -> None:
+    pictures = [ElementTree.fromstring(p) for p in re.findall(r"<svg.*?</svg>", text, re.DOTALL)]
+    assert len(pictures) > 20
+    for picture in pictures:
+        first = picture[0].tag if len(picture) else None
+        assert picture.get("aria-hidden") == "true" or first == "title"
+
+
+def test_tables_are_tables(parsed: Page) -> None:
+    assert parsed.count("table") == parsed.count("thead") > 5
+    scopes = {a.get("scope") for tag, a in parsed.tags if tag == "th"}
+    assert scopes == {"col", "row", "colgroup", "rowgroup"}
+
+
+def test_a_launch_is_a_mark_with_its_change(contents: Contents, text: str) -> None:
+    tips = re.findall(r"<title>(\w+), (this run|baseline), launch (\d)", text)
+    assert len([t for t in tips if t[1] == "this run"]) == 4 * len(contents.run.results)
+    stored = sum(b.num_launches for b in contents.baselines.values())
+    assert len([t for t in tips if t[1] == "baseline"]) == stored
+
+
+def test_the_history_holds_every_session(text: str) -> None:
+    part = text.split('<section id="history">')[1].split("</section>")[0]
+    for day in (1, 2, 3, 8):
+        assert f"2026-01-{day:02}T03:04:05Z" in part
+    # Two of four sessions are stored, of each benchmark but the three that lost their baselines.
+    assert part.count('class="stored v') == 2 * (24 - 3)
+
+
+def test_a_published_table_is_drawn_with_the_variants_that_it_has(text: str) -> None:
+    part = text.split("Compute infer, beside DGX A100")[1].split("</figure>")[0]
+    published = {f"v{charts.VARIANTS.index(v)}" for v in ("native_tf", "hps_tf", "hps_ensemble")}
+    for kind in ("published", "own"):
+        assert set(re.findall(rf'class="{kind} line (v\d)"', part)) == published
+
+
+def test_a_run_alone_has_neither_history_nor_published_figures() -> None:
+    text = page(bare(sample_run(variants=("native_tf", "hps_tf"))))
+    Page(text)
+    assert headings(text) == [s for s in SECTIONS if s not in ("History", "Published figures")]
+    assert "No baseline of these is stored" in text
+
+
+def test_what_was_not_measured_leaves_a_gap_and_no_error() -> None:
+    served = measurement("native_tf", 7)
+    unserved = [dataclasses.replace(launch, server=None) for launch in served.launches]
+    run = run_of(
+        dataclasses.replace(served, launches=tuple(unserved)),
+        measurement("hps_tf", 64, launches=(), invalid="Triton died"),
+    )
+    text = page(bare(run))
+    Page(text)
+    assert "Stages" not in headings(text)
+    assert "Triton died" in text
+
+
+def test_a_run_that_measured_nothing_has_a_page() -> None:
+    text = page(bare())
+    Page(text)
+    assert headings(text) == ["Verdicts", "Environment"]
+    assert "<h1>Nothing was measured</h1>" in text
+
+
+def test_one_launch_of_one_variant_has_a_page() -> None:
+    Page(page(bare(run_of(measurement("native_tf", 7, launches=(1.0,))))))
+
+
+def test_what_others_wrote_is_escaped() -> None:
+    run = run_of(measurement(invalid="<script>alert('x')</script> & more"))
+    text = page(bare(run))
+    assert "<script" not in text
+    assert "&lt;script&gt;" in text
+    Page(text)
+
+
+def test_a_variant_without_a_colour_of_its_own_gets_one() -> None:
+    run = run_of(measurement("native_tf"), measurement("newcomer"))
+    assert 'class="dot v8"' in page(bare(run))

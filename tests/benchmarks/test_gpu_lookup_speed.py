@@ -24,8 +24,8 @@ pytestmark = pytest.mark.gpu
 NUM_ROWS, DIM, SLOTS = 16_000_000, 128, 26
 BLOCK = 100_000
 FULL_BATCH, SMALL_BATCH, ZIPF_BATCH = 131_072, 32, 16_384
-#: TensorFlow's gather reaches 90% of what a copy of the same bytes takes, so that no lookup can take
-#: less than 0.9 times its time. Scattered keys have no peer there: it gathers by row.
+#: TensorFlow's gather runs at 90% of the bandwidth of a copy of the same bytes, so no lookup can
+#: take less than 0.9 of its time. Scattered keys have no peer there: it gathers by row.
 FULL_RATIO_LIMIT, COPY_SHARE_LIMIT = 1.0, {"range": 0.85, "scattered": 0.7}
 #: The target is 1.0; what is above is the noise of calls of 0.2 ms.
 SMALL_RATIO_LIMIT = 1.1

@@ -44,7 +44,7 @@ class CachedTable:
         gpu.attach(self.model, gpu.GpuCacheOptions(device=0, **options), [self.keys], [default])
 
     def ask(self, keys, dtype=np.int64):
-        return gpu.lookup(self.model, 0, 0, np.asarray(keys, dtype))
+        return gpu.lookup(self.model, 0, [(0, np.asarray(keys, dtype))])[0]
 
     def expected(self, keys):
         out = np.full((len(keys), self.rows.shape[1]), self.default, np.float32)
@@ -227,6 +227,43 @@ def test_lookups_from_many_threads(tmp_path, share, threshold):
     facts = table.facts
     assert facts.lookups == 320
     assert facts.hits <= facts.keys
+
+
+@pytest.mark.parametrize("cache", [{"share": 1.0}, {"share": 0.1}], ids=["all", "a tenth"])
+def test_tables_that_are_asked_together(tmp_path, cache):
+    specs, keys_of, rows_of = [], [], []
+    rng = np.random.default_rng(4)
+    for number in range(80):
+        dim = (16, 128, 13)[number % 3]
+        keys = np.arange(number, 300) if number % 2 else rng.permutation(400) * 17 - number
+        rows = rng.random((len(keys), dim), dtype=np.float32)
+        keys.tofile(tmp_path / f"{number}.key")
+        rows.tofile(tmp_path / f"{number}.rows")
+        specs.append(TableSpec(
+            name=f"t{number}", key_path=tmp_path / f"{number}.key",
+            rows_path=tmp_path / f"{number}.rows", num_keys=len(keys), embedding_dim=dim,
+            default_value=number,
+        ))  # fmt: skip
+        keys_of.append(keys)
+        rows_of.append(rows)
+    model = NativeModel(specs)
+    options = gpu.GpuCacheOptions(device=0, hit_rate_threshold=ALWAYS_FETCH, max_keys=64, **cache)
+    gpu.attach(model, options, keys_of, range(80))
+    sizes = [0, 1, 26, 333]
+    tables = [int(t) for t in rng.permutation(80)] + [3, 3, 5]
+    places = [rng.integers(0, len(keys_of[t]), sizes[i % 4]) for i, t in enumerate(tables)]
+    for dtype in (np.int64, np.int32):
+        asked = [np.append(keys_of[t][p], 10**8) for t, p in zip(tables, places, strict=True)]
+        asked[1] = asked[1][:0]
+        requests = [(t, a.astype(dtype)) for t, a in zip(tables, asked, strict=True)]
+        got = gpu.lookup(model, 0, requests)
+        for table, where, keys, rows in zip(tables, places, asked, got, strict=True):
+            if len(keys):
+                np.testing.assert_array_equal(rows[:-1], rows_of[table][where])
+                assert (rows[-1] == table).all()
+    asked_of_3 = sum(len(a) for t, a in zip(tables, asked, strict=True) if t == 3)
+    assert gpu.facts(model, 0, 3).keys == 2 * asked_of_3
+    assert gpu.lookup(model, 0, []) == []
 
 
 def test_duplicate_keys_of_a_table(tmp_path):

@@ -42,6 +42,15 @@ class _TableSpec(ctypes.Structure):
     _fields_ = (("keys", ctypes.c_void_p), ("default_value", ctypes.c_float))
 
 
+class _Part(ctypes.Structure):
+    _fields_ = (
+        ("table", ctypes.c_int32),
+        ("keys", ctypes.c_void_p),
+        ("num_keys", ctypes.c_uint64),
+        ("out", ctypes.c_void_p),
+    )
+
+
 class _Facts(ctypes.Structure):
     _fields_ = (
         ("capacity", ctypes.c_uint64),
@@ -103,13 +112,13 @@ def _library() -> Any:
     if path is None:
         return None
     library = ctypes.CDLL(str(path))
-    pointer, int32, uint64 = ctypes.c_void_p, ctypes.c_int32, ctypes.c_uint64
+    pointer, int32 = ctypes.c_void_p, ctypes.c_int32
     error = ctypes.POINTER(Error)
     signatures: dict[str, tuple[Any, ...]] = {
         "hps_gpu_count": (),
         "hps_gpu_attach": (pointer, ctypes.POINTER(_Options), ctypes.POINTER(_TableSpec), error),
         "hps_gpu_table_facts": (pointer, int32, int32, ctypes.POINTER(_Facts), error),
-        "hps_gpu_lookup_host": (pointer, int32, int32, pointer, int32, uint64, pointer, error),
+        "hps_gpu_lookup_host": (pointer, int32, ctypes.POINTER(_Part), int32, int32, error),
         "hps_gpu_settle": (pointer, int32, error),
     }
     for name, arguments in signatures.items():
@@ -165,16 +174,21 @@ def facts(model: NativeModel, device: int, table: int) -> GpuFacts:
 
 
 def lookup(
-    model: NativeModel, device: int, table: int, keys: npt.NDArray[Any]
-) -> npt.NDArray[np.float32]:
-    """Return float32[n, dim]: the rows of int64[n] or int32[n] `keys`, by way of GPU `device`."""
-    keys = np.ascontiguousarray(keys)
-    out = np.full((len(keys), model.embedding_dims[table]), np.nan, np.float32)
-    _call(
-        "hps_gpu_lookup_host", model.handle, device, table, keys.ctypes.data, keys.itemsize,
-        len(keys), out.ctypes.data,
-    )  # fmt: skip
-    return out
+    model: NativeModel, device: int, keys_of_tables: Sequence[tuple[int, npt.NDArray[Any]]]
+) -> list[npt.NDArray[np.float32]]:
+    """Return float32[n, dim] for each table number and its keys, by way of GPU `device`.
+
+    All keys are int64[n], or all are int32[n].
+    """
+    asked = [(table, np.ascontiguousarray(keys)) for table, keys in keys_of_tables]
+    outs = [np.full((len(k), model.embedding_dims[t]), np.nan, np.float32) for t, k in asked]
+    parts = (_Part * len(asked))()
+    for part, (table, keys), out in zip(parts, asked, outs, strict=True):
+        part.table, part.keys, part.num_keys = table, keys.ctypes.data, len(keys)
+        part.out = out.ctypes.data
+    key_bytes = asked[0][1].itemsize if asked else 0
+    _call("hps_gpu_lookup_host", model.handle, device, parts, len(parts), key_bytes)
+    return outs
 
 
 def settle(model: NativeModel, device: int) -> None:

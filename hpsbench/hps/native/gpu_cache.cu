@@ -59,12 +59,13 @@ hps_status lookup(hps_gpu_cache* cache, const hps_gpu_part* parts, int32_t num_p
                   int32_t key_bytes, void* stream, hps_error* error) {
   return guarded(error, [&] {
     const DeviceScope scope(cache->device);
-    for (int32_t i = 0; i < num_parts; ++i) {
-      const hps_gpu_part& part = parts[i];
-      if (part.num_keys == 0) continue;
-      cache->tables[part.table]->lookup({part.keys, key_bytes, part.num_keys}, part.out,
-                                        static_cast<cudaStream_t>(stream));
+    std::vector<hps::gpu::Request> requests;
+    for (const hps_gpu_part* part = parts; part != parts + num_parts; ++part) {
+      requests.push_back({cache->tables[part->table].get(),
+                          {part->keys, key_bytes, part->num_keys},
+                          part->out});
     }
+    hps::gpu::look_up(requests, static_cast<cudaStream_t>(stream));
   });
 }
 
@@ -169,25 +170,33 @@ hps_status hps_gpu_table_facts(const hps_model* model, int32_t device, int32_t t
   });
 }
 
-hps_status hps_gpu_lookup_host(hps_model* model, int32_t device, int32_t table, const void* keys,
-                               int32_t key_bytes, uint64_t num_keys, float* out,
-                               hps_error* error) {
+hps_status hps_gpu_lookup_host(hps_model* model, int32_t device, const hps_gpu_part* parts,
+                               int32_t num_parts, int32_t key_bytes, hps_error* error) {
   return guarded(error, [&] {
     hps_gpu_cache* const cache = find(model, device);
     const DeviceScope scope(device);
-    hps_table_facts facts;
-    hps_model_table_facts(model, table, &facts);
-    if (num_keys == 0) return;
     const hps::gpu::Stream stream;
-    const hps::gpu::DeviceBuffer<char> device_keys(num_keys * key_bytes);
-    const hps::gpu::DeviceBuffer<float> rows(num_keys * facts.embedding_dim);
-    check(cudaMemcpyAsync(device_keys.get(), keys, device_keys.num_bytes(), cudaMemcpyHostToDevice,
-                          stream.get()),
-          "copy keys to the GPU");
-    cache->tables[table]->lookup({device_keys.get(), key_bytes, num_keys}, rows.get(),
-                                 stream.get());
-    check(cudaMemcpyAsync(out, rows.get(), rows.num_bytes(), cudaMemcpyDeviceToHost, stream.get()),
-          "copy rows from the GPU");
+    std::vector<hps::gpu::DeviceBuffer<char>> keys;
+    std::vector<hps::gpu::DeviceBuffer<float>> rows;
+    std::vector<hps::gpu::Request> requests;
+    for (const hps_gpu_part* part = parts; part != parts + num_parts; ++part) {
+      hps_table_facts facts;
+      hps_model_table_facts(model, part->table, &facts);
+      keys.emplace_back(part->num_keys * key_bytes);
+      rows.emplace_back(part->num_keys * facts.embedding_dim);
+      check(cudaMemcpyAsync(keys.back().get(), part->keys, keys.back().num_bytes(),
+                            cudaMemcpyHostToDevice, stream.get()),
+            "copy keys to the GPU");
+      requests.push_back({cache->tables[part->table].get(),
+                          {keys.back().get(), key_bytes, part->num_keys},
+                          rows.back().get()});
+    }
+    hps::gpu::look_up(requests, stream.get());
+    for (int32_t i = 0; i < num_parts; ++i) {
+      check(cudaMemcpyAsync(parts[i].out, rows[i].get(), rows[i].num_bytes(),
+                            cudaMemcpyDeviceToHost, stream.get()),
+            "copy rows from the GPU");
+    }
     stream.wait();
   });
 }

@@ -72,9 +72,10 @@ hps_status hps_gpu_attach(hps_model* model, const hps_gpu_options* options,
 hps_status hps_gpu_table_facts(const hps_model* model, int32_t device, int32_t table,
                                hps_gpu_facts* facts, hps_error* error);
 
-// Looks up keys that lie in host memory, by way of the GPU, and returns when `out` is written.
-hps_status hps_gpu_lookup_host(hps_model* model, int32_t device, int32_t table, const void* keys,
-                               int32_t key_bytes, uint64_t num_keys, float* out, hps_error* error);
+// Looks up keys by way of the GPU, and returns when all outputs are written. Keys and outputs of the
+// parts are in host memory.
+hps_status hps_gpu_lookup_host(hps_model* model, int32_t device, const hps_gpu_part* parts,
+                               int32_t num_parts, int32_t key_bytes, hps_error* error);
 
 // Waits until what was to be inserted in the background is.
 hps_status hps_gpu_settle(hps_model* model, int32_t device, hps_error* error);

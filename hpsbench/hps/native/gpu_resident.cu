@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cstring>
 #include <exception>
+#include <map>
 #include <mutex>
 #include <system_error>
 #include <thread>
@@ -18,6 +19,8 @@ constexpr uint32_t kEmpty = UINT32_MAX;
 constexpr uint64_t kNoRow = UINT64_MAX;
 constexpr uint64_t kUploadPiece = 8 << 20;
 constexpr unsigned kUploadThreads = 8;
+// Bytes up to which page-locking memory takes longer than the copy.
+constexpr uint64_t kSmallUpload = 4 << 20;
 
 struct alignas(16) Slot {
   int64_t key;
@@ -60,12 +63,11 @@ struct HashIndex {
   }
 };
 
+// Looks up the keys of the calling warp, from number `first` on.
 template <class Shape, class Index, class Key>
-__global__ void __launch_bounds__(kThreads)
-    resident_lookup(const ResidentView table, const Key* keys, uint64_t num_keys, float* out) {
+__device__ void look_warp_up(const ResidentView& table, const Key* keys, uint64_t num_keys,
+                             uint64_t first, float* out) {
   using Vec = typename Shape::Vec;
-  const uint64_t first = warp_number() * Shape::kKeys;
-  if (first >= num_keys) return;
   const uint32_t count = static_cast<uint32_t>(
       num_keys - first < Shape::kKeys ? num_keys - first : Shape::kKeys);
   const bool mine = lane_number() < count;
@@ -81,6 +83,39 @@ __global__ void __launch_bounds__(kThreads)
   copy_rows<Vec, Shape::kVecs, Shape::kKeys>(reinterpret_cast<const Vec*>(source),
                                              reinterpret_cast<Vec*>(out + first * table.dim),
                                              table.dim * sizeof(float) / sizeof(Vec), count);
+}
+
+template <class Shape, class Index, class Key>
+__global__ void __launch_bounds__(kThreads)
+    resident_lookup(const ResidentView table, const Key* keys, uint64_t num_keys, float* out) {
+  const uint64_t first = warp_number() * Shape::kKeys;
+  if (first < num_keys) look_warp_up<Shape, Index>(table, keys, num_keys, first, out);
+}
+
+// Several tables with rows of one size, of which blockIdx.y is the number.
+struct ResidentBatch {
+  static constexpr int kMaxParts = 32;
+  struct Part {
+    ResidentView table;
+    const void* keys;
+    uint64_t num_keys;
+    float* out;
+  } parts[kMaxParts];
+};
+static_assert(sizeof(ResidentBatch) <= 4096, "what a kernel may take as parameters");
+
+template <class Shape, class Key>
+__global__ void __launch_bounds__(kThreads)
+    resident_batch_lookup(const __grid_constant__ ResidentBatch batch) {
+  const ResidentBatch::Part& part = batch.parts[blockIdx.y];
+  const uint64_t first = warp_number() * Shape::kKeys;
+  if (first >= part.num_keys) return;
+  const Key* const keys = static_cast<const Key*>(part.keys);
+  if (part.table.slots != nullptr) {
+    look_warp_up<Shape, HashIndex>(part.table, keys, part.num_keys, first, part.out);
+  } else {
+    look_warp_up<Shape, DirectIndex>(part.table, keys, part.num_keys, first, part.out);
+  }
 }
 
 // A slot is taken by its row's number, and `keys` says which key that is.
@@ -165,6 +200,12 @@ class ResidentTable : public Table {
       });
     });
     check_launch("resident_lookup");
+    count(keys);
+  }
+
+  uint64_t dim() const { return dim_; }
+  const ResidentView& view() const { return view_; }
+  void count(const Keys& keys) {
     lookups_.fetch_add(1, std::memory_order_relaxed);
     keys_.fetch_add(keys.count, std::memory_order_relaxed);
   }
@@ -225,9 +266,56 @@ class ResidentTable : public Table {
   std::atomic<uint64_t> keys_{0};
 };
 
+// Looks up requests of resident tables with rows of one size, in as few launches as possible.
+void look_up_together(const std::vector<Request>& requests, cudaStream_t stream) {
+  for (size_t begin = 0; begin < requests.size(); begin += ResidentBatch::kMaxParts) {
+    const size_t num_parts = std::min<size_t>(ResidentBatch::kMaxParts, requests.size() - begin);
+    ResidentBatch batch;
+    uint64_t most_keys = 0;
+    bool aligned = true;
+    for (size_t i = 0; i < num_parts; ++i) {
+      const Request& request = requests[begin + i];
+      auto& table = static_cast<ResidentTable&>(*request.table);
+      batch.parts[i] = {table.view(), request.keys.data, request.keys.count, request.out};
+      most_keys = std::max(most_keys, request.keys.count);
+      aligned = aligned && is_aligned(request.out);
+      table.count(request.keys);
+    }
+    with_key_type(requests[begin].keys, [&](auto* data) {
+      using Key = std::remove_const_t<std::remove_pointer_t<decltype(data)>>;
+      with_row_shape(batch.parts[0].table.dim, aligned, [&](auto shape) {
+        using Shape = decltype(shape);
+        const dim3 blocks(num_blocks((most_keys + Shape::kKeys - 1) / Shape::kKeys),
+                          static_cast<unsigned>(num_parts));
+        resident_batch_lookup<Shape, Key><<<blocks, kThreads, 0, stream>>>(batch);
+      });
+    });
+    check_launch("resident_batch_lookup");
+  }
+}
+
 }  // namespace
 
+void look_up(const std::vector<Request>& requests, cudaStream_t stream) {
+  std::map<uint64_t, std::vector<Request>> resident;  // by the size of rows
+  for (const Request& request : requests) {
+    if (request.keys.count == 0) continue;
+    const auto* const table = dynamic_cast<const ResidentTable*>(request.table);
+    if (requests.size() > 1 && table != nullptr) {
+      resident[table->dim()].push_back(request);
+    } else {
+      request.table->lookup(request.keys, request.out, stream);
+    }
+  }
+  for (const auto& [dim, of_one_size] : resident) look_up_together(of_one_size, stream);
+}
+
 void upload(void* device_memory, const void* host_memory, uint64_t num_bytes, int device) {
+  if (num_bytes <= kSmallUpload) {
+    check(cudaMemcpy(device_memory, host_memory, num_bytes, cudaMemcpyHostToDevice),
+          "copy rows to the GPU");
+    return;
+  }
   const unsigned num_threads = static_cast<unsigned>(std::min<uint64_t>(
       {kUploadThreads, std::max(1u, std::thread::hardware_concurrency()),
        (num_bytes + 4 * kUploadPiece - 1) / (4 * kUploadPiece)}));

@@ -4,8 +4,8 @@
 
 #include <atomic>
 #include <cstdint>
-#include <functional>
 #include <memory>
+#include <vector>
 
 #include "core.h"
 #include "gpu_cache.h"
@@ -42,6 +42,14 @@ class Table {
   virtual void lookup(const Keys& keys, float* out, cudaStream_t stream) = 0;
   virtual hps_gpu_facts facts() = 0;
 };
+
+struct Request {
+  Table* table;
+  Keys keys;
+  float* out;
+};
+// Looks up keys, all of one type, of several tables; resident ones share launches.
+void look_up(const std::vector<Request>& requests, cudaStream_t stream);
 
 // Lets Key be the type of the keys in a call of `run`.
 template <class Run>

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from hpsbench import baselines, runs
+from hpsbench import baselines, compare, runs
 from hpsbench.errors import BaselineError, BenchError
 from hpsbench.gate import EXIT_PASSED, EXIT_REGRESSED, EXIT_USAGE
 from hpsbench.machine import this_machine
@@ -20,9 +20,9 @@ from hpsbench.verdict import Outcome
 
 EXIT_CODES = """exit codes:
   0   done; every check passed
-  1   a check of `doctor` failed (of a pytest session: a benchmark regressed, or a test failed)
+  1   `compare` found a regression; a check of `doctor` failed (pytest: a regression, a failed test)
   4   the command line, a configuration or a stored file is wrong
-  10  of a pytest session: a benchmark got no verdict (with --strict-gate, the default under CI)
+  10  `compare` came to no verdict (pytest: nor did a benchmark; with --strict-gate, as under CI)
 """
 
 
@@ -52,7 +52,7 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the whole command line."""
     parser = _Parser(
         prog="hpsbench",
-        description="Baselines and checks of the DLRM inference benchmarks; pytest measures.",
+        description="Baselines, comparisons and checks of inference benchmarks; pytest measures.",
         epilog=EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -100,6 +100,10 @@ def build_parser() -> argparse.ArgumentParser:
     report.add_argument("--junit", metavar="FILE", type=Path, help="write JUnit XML")
     report.add_argument("--markdown", metavar="FILE", type=Path, help="write GitHub's Markdown")
     report.set_defaults(command=_report)
+
+    compare.add_arguments(
+        commands.add_parser("compare", help="measure two servers side by side, and judge one")
+    )
 
     doctor = commands.add_parser("doctor", help="check whether this machine can measure")
     doctor.add_argument("--preset", metavar="NAME", help="check for this preset")

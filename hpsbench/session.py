@@ -94,7 +94,7 @@ def run_session(
                     clock_ns=clock_ns,
                     sleep=sleep,
                 )
-                runs[size].append(_run_batch_size(loop, launched, needed(plan, size), size))
+                runs[size].append(run_batch_size(loop, launched, needed(plan, size), size))
     return {
         (variant, size): measure(
             runs[size],
@@ -118,9 +118,13 @@ def _check(load: LoadConfig, plan: Plan) -> None:
         )
 
 
-def _run_batch_size(
+def run_batch_size(
     loop: Interleaved, launched: Launch, names: Sequence[str], batch_size: int
 ) -> dict[str, ParticipantRun]:
+    """Ask the participants called `names` on one launch, close all, and return their runs by name.
+
+    Raises ConfigError where the launch lacks one of them, and ServerDied once a server is dead.
+    """
     offered = {p.name: p for p in launched.participants(batch_size)}
     try:
         missing = [name for name in names if name not in offered]

@@ -71,17 +71,23 @@ def launch(
     *,
     log: Path,
     timeout_s: float,
+    complete_config: bool = False,
 ) -> Launched:
     """Return a ready Triton that serves `models` out of `repository`.
 
-    Raises ServerNotReady after `timeout_s`, ServerDied when the process ends before, and
-    ServerError when a model cannot be loaded or the ports are taken time and again.
+    `complete_config` lets Triton fill in what a model's configuration leaves out. Raises
+    ServerNotReady after `timeout_s`, ServerDied when the process ends before, and ServerError when
+    a model cannot be loaded or the ports are taken time and again.
     """
     for _ in range(_PORT_ATTEMPTS):
         with contextlib.ExitStack() as stack:
             ports = [stack.enter_context(held_port()) for _ in range(3)]
+            name = f"hpsbench-{uuid.uuid4().hex[:12]}"
+            arguments = server_arguments(
+                name, repository, models, ports, complete_config=complete_config
+            )
             try:
-                return _launch_on(ports, installation, repository, models, log, timeout_s)
+                return _launch_on(name, arguments, ports, installation, models, log, timeout_s)
             except _PortTakenError as error:
                 taken = error.address
     raise ServerError(
@@ -97,21 +103,21 @@ class _PortTakenError(Exception):
 
 
 def _launch_on(
+    name: str,
+    arguments: Sequence[str],
     ports: Sequence[int],
     installation: Installation,
-    repository: Path,
     models: Sequence[str],
     log: Path,
     timeout_s: float,
 ) -> Launched:
-    name = f"hpsbench-{uuid.uuid4().hex[:12]}"
     watch = _LogWatch(log)
     process = ChildProcess(
         Command(
             arguments=[
                 str(installation.binary),
                 *installation.arguments,
-                *server_arguments(name, repository, models, ports),
+                *arguments,
             ],
             prepend=installation.prepend,
             links=installation.links,
@@ -131,7 +137,12 @@ def _launch_on(
 
 
 def server_arguments(
-    name: str, repository: Path, models: Sequence[str], ports: Sequence[int]
+    name: str,
+    repository: Path,
+    models: Sequence[str],
+    ports: Sequence[int],
+    *,
+    complete_config: bool = False,
 ) -> list[str]:
     """Return tritonserver's arguments; `ports` are HTTP, gRPC and metrics."""
     services = zip(("http", "grpc", "metrics"), ports, strict=True)
@@ -142,7 +153,7 @@ def server_arguments(
         "--model-control-mode=explicit",
         *[f"--load-model={model}" for model in dict.fromkeys(models)],
         # With it, every Python model starts twice: once to be asked for its configuration.
-        "--disable-auto-complete-config",
+        *([] if complete_config else ["--disable-auto-complete-config"]),
         "--strict-readiness=true",
         f"--exit-timeout-secs={EXIT_TIMEOUT_S}",
         f"--backend-config=python,shm-region-prefix-name={name}",

@@ -148,13 +148,19 @@ class TritonServer:
 
 @contextmanager
 def running_triton(
-    repository: Path, models: Sequence[str], config: ServerConfig, *, log: Path
+    repository: Path,
+    models: Sequence[str],
+    config: ServerConfig,
+    *,
+    log: Path,
+    complete_config: bool = False,
 ) -> Iterator[TritonServer]:
     """Yield a Triton that has `models` ready, and stop it afterwards, whatever happens.
 
-    A fresh process on free loopback ports whose output goes to `log`; or, where `config.triton` is
-    a URL, the server there, which must have the models ready and is left running. Raises
-    ServerNotReady, ServerDied or ServerError, each with Triton's own words.
+    A fresh process on free loopback ports whose output goes to `log`, which fills in what models'
+    configurations leave out where `complete_config` says so; or, where `config.triton` is a URL,
+    the server there, which must have the models ready and is left running. Raises ServerNotReady,
+    ServerDied or ServerError, each with Triton's own words.
     """
     if "://" in config.triton:
         server = attached_triton(config, models)
@@ -165,6 +171,7 @@ def running_triton(
             models,
             log=log,
             timeout_s=config.startup_timeout_s,
+            complete_config=complete_config,
         )
         server = TritonServer(
             http=launched.http,

@@ -1,0 +1,199 @@
+"""`hpsbench compare`: two servers of one model side by side, and whether one became slower."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hpsbench import runs
+from hpsbench.config import ServerConfig, load_suite
+from hpsbench.duet import DuetPolicy, DuetSession, judge_duet, pooled
+from hpsbench.duet_session import LaunchDone, Pair, run_duet
+from hpsbench.errors import ConfigError
+from hpsbench.gate import exit_code
+from hpsbench.load.inputs import DATA, Requests, parse_shapes
+from hpsbench.pairs import NAMES, contender, fresh_pair, same_requests
+from hpsbench.report import duet as report
+
+LOGS = runs.FOLDER.parent
+_DEFAULTS = DuetPolicy()
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's options."""
+    what = "the folder of a Triton model repository, or http://HOST:PORT of a running Triton"
+    parser.add_argument("--baseline", required=True, metavar="X", help=what)
+    parser.add_argument("--candidate", required=True, metavar="Y", help=f"the same: {what}")
+    parser.add_argument("--model", required=True, metavar="NAME", help="the model to ask, of both")
+    parser.add_argument(
+        "--batch-size", type=int, default=1, metavar="N", help="samples of a request (default: 1)"
+    )
+    parser.add_argument(
+        "--shape",
+        action="append",
+        default=[],
+        metavar="NAME:N,N",
+        help="an input's shape where its configuration leaves it open; repeatable",
+    )
+    parser.add_argument(
+        "--input-data", type=Path, metavar="FILE", help="requests as perf_analyzer's JSON"
+    )
+    parser.add_argument(
+        "--data", choices=DATA, default=DATA[0], help="made-up values without --input-data"
+    )
+    for name, default, meaning in (
+        ("launches", _DEFAULTS.launches, "fresh pairs of servers"),
+        ("pairs", _DEFAULTS.pairs, "pairs of requests in each launch"),
+        ("warm-up", _DEFAULTS.warm_up, "pairs of requests before them, which do not count"),
+    ):
+        parser.add_argument(
+            f"--{name}", type=int, default=default, metavar="N", help=f"{meaning} ({default})"
+        )
+    parser.add_argument(
+        "--triton", choices=("bundled", "system"), help="what serves the folders (bundled)"
+    )
+    parser.add_argument(
+        "--set",
+        dest="overrides",
+        metavar="servers.FIELD=VALUE",
+        action="append",
+        default=[],
+        help="change a field of a preset's section `servers`, such as a deadline; repeatable",
+    )
+    parser.set_defaults(command=_command)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """What is compared, in words, and how."""
+
+    model: str
+    baseline: str
+    candidate: str
+    policy: DuetPolicy
+    batch_size: int = 1
+    fresh: bool = True
+
+
+def compare(
+    comparison: Comparison,
+    pair: Pair,
+    say: Callable[[str], None],
+    *,
+    clock_ns: Callable[[], int] = time.perf_counter_ns,
+    sleep: Callable[[float], None] = time.sleep,
+) -> int:
+    """Measure a duet on `pair`, say what is found line by line, and return the exit code.
+
+    Raises what `run_duet` raises.
+    """
+    policy = comparison.policy
+    lines = report.introduction(
+        policy,
+        model=comparison.model,
+        baseline=comparison.baseline,
+        candidate=comparison.candidate,
+    )
+    if not comparison.fresh:
+        lines.append(
+            "a server that runs already is the same in every launch: what its own start decided "
+            "counts as a change"
+        )
+    for line in [*lines, "", report.HEADER]:
+        say(line)
+
+    def on_launch(done: LaunchDone) -> None:
+        say(report.launch_line(done.session, done.launch, DuetSession(launches=(done.measured,))))
+
+    def on_confirm(first: DuetSession) -> None:
+        say(report.launch_line(1, "all", first))
+        say(report.CONFIRMING)
+
+    sessions = run_duet(
+        pair,
+        policy,
+        batch_size=comparison.batch_size,
+        on_launch=on_launch,
+        on_confirm=on_confirm,
+        clock_ns=clock_ns,
+        sleep=sleep,
+    )
+    verdict = judge_duet(sessions, policy, name=comparison.model)
+    if pooled(sessions).invalid is None:
+        say(report.launch_line(len(sessions), "all", sessions[-1]))
+        if len(sessions) > 1:
+            say(report.launch_line("both", "all", pooled(sessions)))
+    for line in ["", *report.verdict_lines(verdict)]:
+        say(line)
+    return exit_code([verdict], strict=True, other_failures=False)
+
+
+def _command(given: argparse.Namespace) -> int:
+    policy = policy_of(given)
+    batch_size = _at_least_one("--batch-size", given.batch_size)
+    requests = Requests(
+        shapes=parse_shapes(given.shape), data=given.data, input_data=given.input_data
+    )
+    config = _server_config(given.overrides, given.triton)
+    contenders = {
+        name: contender(source, model=given.model, config=config, log=LOGS / f"compare-{name}.log")
+        for name, source in zip(NAMES, (given.baseline, given.candidate), strict=True)
+    }
+    for side in contenders.values():
+        _empty(side.log)
+    ask = same_requests(requests, given.model)
+    return compare(
+        Comparison(
+            model=given.model,
+            baseline=given.baseline,
+            candidate=given.candidate,
+            policy=policy,
+            batch_size=batch_size,
+            fresh=not any(side.is_running for side in contenders.values()),
+        ),
+        lambda number: fresh_pair(contenders, ask, number),
+        lambda line: print(line, flush=True),
+    )
+
+
+def policy_of(given: argparse.Namespace) -> DuetPolicy:
+    """Return the policy of the options; raises ConfigError for numbers that measure nothing."""
+    if given.warm_up < 0:
+        raise ConfigError(f"--warm-up {given.warm_up} is negative", hint="give 0 or more")
+    return DuetPolicy(
+        launches=_at_least_one("--launches", given.launches),
+        pairs=_at_least_one("--pairs", given.pairs),
+        warm_up=given.warm_up,
+    )
+
+
+def _at_least_one(option: str, value: int) -> int:
+    if value < 1:
+        raise ConfigError(f"{option} {value} measures nothing", hint="give 1 or more")
+    return value
+
+
+def _server_config(overrides: Sequence[str], triton: str | None) -> ServerConfig:
+    for override in overrides:
+        if not override.strip().startswith("servers."):
+            raise ConfigError(
+                f"--set {override!r}: a comparison has no preset, only servers",
+                hint="for example --set servers.startup_timeout_s=600",
+            )
+    chosen = [f"servers.triton={triton}"] if triton else []
+    # This preset has no section `servers` of its own.
+    config = load_suite("smoke", [*overrides, *chosen]).servers
+    if "://" in config.triton:
+        raise ConfigError(
+            f"servers.triton is {config.triton}, which would serve both sides",
+            hint="give the URL as --baseline or --candidate",
+        )
+    return config
+
+
+def _empty(log: Path) -> None:
+    log.parent.mkdir(parents=True, exist_ok=True)
+    log.write_bytes(b"")

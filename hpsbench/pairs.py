@@ -1,0 +1,194 @@
+"""Two servers side by side, baseline and candidate: fresh Tritons, or ones that run already."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from hpsbench.config import ServerConfig
+from hpsbench.duet import BASELINE, CANDIDATE
+from hpsbench.errors import ConfigError
+from hpsbench.load.client import Client, Tensor, connect
+from hpsbench.load.inputs import Requests
+from hpsbench.load.interleaved import Participant
+from hpsbench.servers.cpus import even_shares, on_cpus
+from hpsbench.servers.metadata import InputMetadata, ModelMetadata, read_metadata
+from hpsbench.servers.triton import TritonServer, running_triton
+from hpsbench.session import Launch
+
+NAMES = (BASELINE, CANDIDATE)
+
+#: Says what to send to whom: (BASELINE or CANDIDATE, its server, batch size) -> requests in turn.
+Ask = Callable[[str, TritonServer, int], Sequence[Mapping[str, Tensor]]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contender:
+    """One side of a duet: a model in a repository, or on a Triton that runs at `config.triton`."""
+
+    model: str
+    repository: Path
+    config: ServerConfig
+    log: Path
+    complete_config: bool = False
+
+    @property
+    def is_running(self) -> bool:
+        """Whether somebody else runs its server, so that no launch of it is fresh."""
+        return "://" in self.config.triton
+
+
+def contender(source: str, *, model: str, config: ServerConfig, log: Path) -> Contender:
+    """Return what `source` is: the folder of a Triton model repository, or `http://HOST:PORT`.
+
+    Raises ConfigError where it is neither, or the folder does not hold `model`.
+    """
+    if "://" in source:
+        running = replace(config, triton=source)
+        return Contender(model=model, repository=Path(), config=running, log=log)
+    repository = Path(source).resolve()
+    if not repository.is_dir():
+        raise ConfigError(
+            f"{source} is no folder",
+            hint="give the folder of a Triton model repository, or http://HOST:PORT",
+        )
+    if not (repository / model).is_dir():
+        models = sorted(p.name for p in repository.iterdir() if (p / "config.pbtxt").is_file())
+        raise ConfigError(
+            f"the model repository {source} has no model {model!r}",
+            hint=f"its models: {', '.join(models) or 'none; is it the folder above the models?'}",
+        )
+    return Contender(
+        model=model,
+        repository=repository,
+        config=config,
+        log=log,
+        complete_config=not _configurations_are_complete(repository),
+    )
+
+
+def _configurations_are_complete(repository: Path) -> bool:
+    """Return whether every model's config.pbtxt tells its inputs and outputs."""
+    for folder in (p for p in repository.iterdir() if p.is_dir()):
+        try:
+            text = (folder / "config.pbtxt").read_text("utf-8")
+        except OSError:
+            return False
+        if not all(
+            re.search(rf"^\s*{field}\s*[\[{{:]", text, re.M) for field in ("input", "output")
+        ):
+            return False
+    return True
+
+
+@dataclass(frozen=True)
+class ServedPair:
+    """Both servers of one launch, ready; a `Launch` of a session."""
+
+    servers: Mapping[str, TritonServer]
+    models: Mapping[str, str]
+    ask: Ask
+    request_timeout_s: float
+
+    def participants(self, batch_size: int) -> list[Participant]:
+        """Return both sides, each with an open client; raises ConfigError, RequestError."""
+        served: list[Participant] = []
+        try:
+            for name in NAMES:
+                served.append(self._participant(name, batch_size))
+        except BaseException:
+            for participant in served:
+                participant.close()
+            raise
+        return served
+
+    def _participant(self, name: str, batch_size: int) -> Participant:
+        server = self.servers[name]
+        endpoint = server.endpoint(self.models[name])
+        client: Client = connect(
+            endpoint, self.ask(name, server, batch_size), timeout_s=self.request_timeout_s
+        )
+        return Participant(
+            name=name,
+            send=client.send,
+            endpoint=endpoint,
+            statistics=server.statistics,
+            close=client.close,
+        )
+
+    def check_alive(self) -> None:
+        """Raise ServerDied, with the last lines of its log, unless both still run."""
+        for server in self.servers.values():
+            server.check_alive()
+
+
+@contextmanager
+def fresh_pair(contenders: Mapping[str, Contender], ask: Ask, number: int) -> Iterator[Launch]:
+    """Start both contenders' servers for launch `number`, and yield them ready.
+
+    Who starts first, and who gets which half of the CPUs, changes from launch to launch. Raises
+    what `running_triton` raises.
+    """
+    shares = even_shares(os.sched_getaffinity(0)) or (None, None)
+    order = NAMES if number % 2 else NAMES[::-1]
+    with ExitStack() as stack:
+        servers = {}
+        for name, share in zip(order, shares, strict=True):
+            side = contenders[name]
+            with on_cpus(share):
+                servers[name] = stack.enter_context(
+                    running_triton(
+                        side.repository,
+                        [side.model],
+                        side.config,
+                        log=side.log,
+                        complete_config=side.complete_config,
+                    )
+                )
+        yield ServedPair(
+            servers,
+            {name: side.model for name, side in contenders.items()},
+            ask,
+            contenders[BASELINE].config.request_timeout_s,
+        )
+
+
+def same_requests(requests: Requests, model: str) -> Ask:
+    """Return an `Ask` that sends both sides the same requests, made for the model's inputs.
+
+    It raises ConfigError where the two models take different inputs, or `requests` do not fit.
+    """
+    taken: dict[str, ModelMetadata] = {}
+
+    def ask(name: str, server: TritonServer, batch_size: int) -> Sequence[Mapping[str, Tensor]]:
+        taken[name] = read_metadata(server.http, model)
+        if name == CANDIDATE:
+            _require_same_inputs(taken[BASELINE], taken[CANDIDATE])
+        return requests.of(taken[BASELINE], batch_size)
+
+    return ask
+
+
+def _require_same_inputs(baseline: ModelMetadata, candidate: ModelMetadata) -> None:
+    ours, theirs = ({i.name: i for i in m.inputs} for m in (baseline, candidate))
+    batching = [f"max_batch_size {m.max_batch_size}" for m in (baseline, candidate)]
+    differing = [
+        f"{name}: {_described(ours.get(name))} -> {_described(theirs.get(name))}"
+        for name in sorted(ours.keys() | theirs.keys())
+        if _described(ours.get(name)) != _described(theirs.get(name))
+    ]
+    if bool(baseline.max_batch_size) != bool(candidate.max_batch_size):
+        differing.append(" -> ".join(batching))
+    if differing:
+        raise ConfigError(
+            f"baseline and candidate take different inputs: {'; '.join(differing)}",
+            hint="compare models that answer the same requests",
+        )
+
+
+def _described(taken: InputMetadata | None) -> str:
+    return "none" if taken is None else f"{taken.datatype} {list(taken.shape)}"

@@ -1,0 +1,230 @@
+"""`hpsbench compare` over scripted servers: what it measures, its words and its exit codes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from hpsbench import cli
+from hpsbench.compare import Comparison, compare
+from hpsbench.duet import BASELINE, CANDIDATE, DuetPolicy
+from hpsbench.errors import RequestError, ServerDied, ServerNotReady
+from hpsbench.load.interleaved import Participant
+
+MS = 1_000_000
+POLICY = DuetPolicy(launches=2, pairs=10, warm_up=3)
+
+
+class FakePairs:
+    """Pairs of servers under a clock that moves only when one of them is asked."""
+
+    def __init__(self, *candidate_ms: float, baseline_ms: float = 2.0) -> None:
+        """`candidate_ms` are the costs of a request by launch, the last of all that follow."""
+        self.candidate_ms, self.baseline_ms = candidate_ms, baseline_ms
+        self.now_ns = 0
+        self.asked: list[list[str]] = []
+        self.numbers: list[int] = []
+        self.dies_in = self.fails_in = 0
+        self.open = 0
+
+    def clock_ns(self) -> int:
+        return self.now_ns
+
+    def sleep(self, seconds: float) -> None:
+        self.now_ns += int(seconds * 1e9)
+
+    @contextmanager
+    def pair(self, number: int) -> Iterator[FakePairs]:
+        self.numbers.append(number)
+        self.asked.append([])
+        self.open += 1
+        yield self
+        self.open -= 1
+
+    def check_alive(self) -> None:
+        if len(self.numbers) == self.dies_in:
+            raise ServerDied("triton (process 7) was killed by signal 9", hint="read its log")
+
+    def participants(self, batch_size: int) -> Sequence[Participant]:
+        launch = len(self.numbers)
+        candidate_ms = self.candidate_ms[min(launch, len(self.candidate_ms)) - 1]
+        costs_ms = {BASELINE: self.baseline_ms, CANDIDATE: candidate_ms}
+        return [self._participant(name, cost * batch_size) for name, cost in costs_ms.items()]
+
+    def _participant(self, name: str, cost_ms: float) -> Participant:
+        def send() -> None:
+            self.asked[-1].append(name)
+            self.now_ns += round(cost_ms * MS)
+            if name == CANDIDATE and len(self.numbers) == self.fails_in:
+                raise RequestError("model dlrm answered with status 500: full", hint="none")
+
+        return Participant(name=name, send=send)
+
+
+def run(pairs: FakePairs, *, fresh: bool = True) -> tuple[int, list[str]]:
+    lines: list[str] = []
+    comparison = Comparison(
+        model="dlrm", baseline="old/", candidate="new/", policy=POLICY, batch_size=2, fresh=fresh
+    )
+    code = compare(comparison, pairs.pair, lines.append, clock_ns=pairs.clock_ns, sleep=pairs.sleep)
+    return code, lines
+
+
+def test_equal_servers_pass_after_one_session() -> None:
+    pairs = FakePairs(2.0)
+    code, lines = run(pairs)
+    assert code == 0
+    assert lines == [
+        "model      dlrm",
+        "baseline   old/",
+        "candidate  new/",
+        "2 launches of 10 pairs of requests, after 3 to warm up; limits: p10 3.0%, p50 10.0%",
+        "",
+        "session  launch  baseline p10, ms  candidate p10, ms      p10      p50      p99",
+        "      1       1             4.000              4.000    +0.0%    +0.0%    +0.0%",
+        "      1       2             4.000              4.000    +0.0%    +0.0%    +0.0%",
+        "      1     all             4.000              4.000    +0.0%    +0.0%    +0.0%",
+        "",
+        "PASS dlrm: p10 the same (limit 3.0%), p50 the same (limit 10.0%), "
+        "p99 +0.0% (not judged, of only 20 requests); 2 launches of 10 pairs",
+    ]
+
+
+def test_every_launch_is_a_fresh_pair_asked_strictly_in_turn() -> None:
+    pairs = FakePairs(2.0)
+    run(pairs)
+    assert (pairs.numbers, pairs.open) == ([1, 2], 0)
+    for asked in pairs.asked:
+        assert len(asked) == 2 * (3 + 10)
+        in_pairs = [asked[i : i + 2] for i in range(0, len(asked), 2)]
+        assert all(sorted(pair) == [BASELINE, CANDIDATE] for pair in in_pairs)
+        assert len({tuple(pair) for pair in in_pairs[3:]}) == 2
+    assert pairs.asked[0] != pairs.asked[1]
+
+
+def test_a_slow_candidate_is_confirmed_on_fresh_servers_and_fails() -> None:
+    pairs = FakePairs(2.2, 2.1, 2.16)
+    code, lines = run(pairs)
+    assert code == 1
+    assert pairs.numbers == [1, 2, 3, 4]
+    assert lines[6:] == [
+        "      1       1             4.000              4.400   +10.0%   +10.0%   +10.0%",
+        "      1       2             4.000              4.200    +5.0%    +5.0%    +5.0%",
+        "      1     all             4.000              4.200    +5.0%    +7.5%   +10.0%",
+        "a change shows: a second session, of fresh servers, has to confirm it by itself",
+        "      2       1             4.000              4.320    +8.0%    +8.0%    +8.0%",
+        "      2       2             4.000              4.320    +8.0%    +8.0%    +8.0%",
+        "      2     all             4.000              4.320    +8.0%    +8.0%    +8.0%",
+        "   both     all             4.000              4.200    +5.0%    +8.0%   +10.0%",
+        "",
+        "REGRESSED dlrm: p10 5.0% slower (+5.0%, then +8.0%; limit 3.0%), p50 8.0% slower "
+        "(+7.5%, then +8.0%; limit 10.0%), p99 +10.0% (not judged, of only 40 requests); "
+        "4 launches of 10 pairs",
+        "hint: find the cause in what differs between the two; each launch's ratio is above",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("candidate_ms", "outcome", "code"),
+    [
+        ((2.0,), "PASS", 0),
+        ((1.8,), "IMPROVED", 0),
+        ((2.2,), "REGRESSED", 1),
+        ((2.2, 2.2, 2.0), "INCONCLUSIVE", 10),
+        ((1.8, 1.8, 2.0), "PASS", 0),
+    ],
+)
+def test_each_outcome_has_its_exit_code(
+    candidate_ms: tuple[float, ...], outcome: str, code: int
+) -> None:
+    returned, lines = run(FakePairs(*candidate_ms))
+    assert returned == code
+    assert sum(line.startswith(f"{outcome} dlrm: ") for line in lines) == 1
+
+
+def test_a_failed_request_ends_the_comparison_without_a_verdict() -> None:
+    pairs = FakePairs(2.0)
+    pairs.fails_in = 2
+    code, lines = run(pairs)
+    assert code == 10
+    assert lines[-2:] == [
+        "INVALID dlrm: launch 2: candidate was given up after 5 requests in a row failed: "
+        "model dlrm answered with status 500: full",
+        "hint: mend that and compare again; these figures count for nothing",
+    ]
+    assert pairs.numbers == [1, 2]
+
+
+def test_a_dead_server_ends_the_comparison_without_a_verdict() -> None:
+    pairs = FakePairs(2.2)
+    pairs.dies_in = 3
+    code, lines = run(pairs)
+    assert code == 10
+    assert lines[-2] == (
+        "INVALID dlrm: confirming session, launch 1: triton (process 7) was killed by signal 9"
+    )
+
+
+def test_a_server_that_never_starts_is_an_error_and_no_verdict() -> None:
+    class NeverReady(FakePairs):
+        @contextmanager
+        def pair(self, number: int) -> Iterator[FakePairs]:
+            raise ServerNotReady("triton was not ready after 120 s", hint="read its log")
+            yield self
+
+    with pytest.raises(ServerNotReady):
+        run(NeverReady(2.0))
+
+
+def test_a_server_that_runs_already_is_said_to_be_the_same_in_every_launch() -> None:
+    assert any("runs already" in line for line in run(FakePairs(2.0), fresh=False)[1])
+    assert not any("runs already" in line for line in run(FakePairs(2.0))[1])
+
+
+ARGUMENTS = ("compare", "--baseline", ".", "--candidate", ".", "--model", "dlrm")
+
+
+@pytest.mark.parametrize(
+    ("more", "problem"),
+    [
+        ((), "the model repository . has no model 'dlrm'"),
+        (("--baseline", "absent"), "absent is no folder"),
+        (("--shape", "ids"), "--shape 'ids' is not NAME:N,N"),
+        (("--set", "load.rounds=2"), "--set 'load.rounds=2': a comparison has no preset"),
+        (("--set", "servers.triton=http://a:1"), "which would serve both sides"),
+        (("--set", "servers.request_timeout_s=0"), "servers.request_timeout_s is 0"),
+    ],
+)
+def test_misuse_is_an_error_with_a_hint(
+    more: tuple[str, ...],
+    problem: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.main([*ARGUMENTS, *more]) == 4
+    error = capsys.readouterr().err
+    assert problem in error
+    assert "\nhint: " in error
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("--launches", "0"), ("--pairs", "0"), ("--batch-size", "-1")]
+)
+def test_numbers_that_measure_nothing_are_refused(
+    option: str,
+    value: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "dlrm").mkdir()
+    assert cli.main([*ARGUMENTS, option, value]) == 4
+    assert f"{option} {value} measures nothing" in capsys.readouterr().err
+    assert cli.main([*ARGUMENTS, "--warm-up", "-1"]) == 4

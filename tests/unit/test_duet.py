@@ -1,0 +1,269 @@
+"""The duet's decision: every outcome and its words, what it is blind to, and its rates."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from hpsbench.duet import (
+    DuetLaunch,
+    DuetPolicy,
+    DuetSession,
+    judge_duet,
+    needs_confirmation,
+    pooled,
+)
+from hpsbench.verdict import Outcome, Verdict
+
+POLICY = DuetPolicy(launches=4, pairs=20)
+
+
+def session(
+    slower: float = 0.0, *, slower_p50: float | None = None, invalid: str | None = None
+) -> DuetSession:
+    """Return four launches whose p10, and p50, are slower by these fractions."""
+    low, high = 1 + slower, 1 + (slower if slower_p50 is None else slower_p50)
+    launch = DuetLaunch(
+        baseline_ns=(1_000_000,) * 8 + (1_100_000,) * 12,
+        candidate_ns=(round(1_000_000 * low),) * 8 + (round(1_100_000 * high),) * 12,
+    )
+    return DuetSession(launches=(launch,) * 4, invalid=invalid)
+
+
+def judge(*sessions: DuetSession) -> Verdict:
+    return judge_duet(sessions, POLICY, name="dlrm")
+
+
+def swapped(given: DuetSession) -> DuetSession:
+    return DuetSession(
+        launches=tuple(
+            DuetLaunch(baseline_ns=ln.candidate_ns, candidate_ns=ln.baseline_ns)
+            for ln in given.launches
+        )
+    )
+
+
+@pytest.mark.parametrize("slower", [0.0, 0.029, -0.029])
+def test_a_change_within_the_limit_passes_at_once(slower: float) -> None:
+    assert not needs_confirmation(session(slower), POLICY)
+    verdict = judge(session(slower))
+    assert verdict.outcome is Outcome.PASS
+    assert verdict.hint == ""
+    assert verdict.change == pytest.approx(slower)
+
+
+def test_a_pass_says_what_was_found_and_how_much_was_asked() -> None:
+    assert judge(session(0.02)).text == (
+        "dlrm: p10 2.0% slower (limit 3.0%), p50 2.0% slower (limit 10.0%), "
+        "p99 +2.0% (not judged, of only 80 requests); 4 launches of 20 pairs"
+    )
+
+
+def test_a_change_that_the_second_session_confirms_is_a_regression() -> None:
+    verdict = judge(session(0.06), session(0.05))
+    assert verdict.outcome is Outcome.REGRESSED
+    assert verdict.text == (
+        "dlrm: p10 5.0% slower (+6.0%, then +5.0%; limit 3.0%), "
+        "p50 5.0% slower (+6.0%, then +5.0%; limit 10.0%), "
+        "p99 +6.0% (not judged, of only 160 requests); 8 launches of 20 pairs"
+    )
+    assert verdict.hint.startswith("find the cause")
+    assert (verdict.limit, verdict.limit_p50) == (0.03, 0.10)
+
+
+@pytest.mark.parametrize(
+    ("second", "outcome"),
+    [
+        (0.0, Outcome.INCONCLUSIVE),
+        # Both together are above the limit, but the second alone is not above half of it.
+        (0.014, Outcome.INCONCLUSIVE),
+        (0.031, Outcome.REGRESSED),
+    ],
+)
+def test_the_second_session_must_confirm_by_itself(second: float, outcome: Outcome) -> None:
+    first = session(0.09)
+    verdict = judge(first, session(second))
+    assert verdict.outcome is outcome
+    assert ("did not confirm" in verdict.text) == (outcome is Outcome.INCONCLUSIVE)
+
+
+def test_both_sessions_together_must_be_beyond_the_limit() -> None:
+    # Alone above half the limit, but too little to carry both over it: the fastest tenth of
+    # the requests are mostly the second session's.
+    verdict = judge(session(0.04), session(0.016))
+    assert verdict.change is not None
+    assert verdict.change < 0.03
+    assert verdict.outcome is Outcome.INCONCLUSIVE
+
+
+def test_a_confirmed_gain_is_an_improvement_and_an_unconfirmed_one_passes() -> None:
+    assert judge(session(-0.06), session(-0.05)).outcome is Outcome.IMPROVED
+    verdict = judge(session(-0.06), session(0.0))
+    assert verdict.outcome is Outcome.PASS
+    assert "the second session did not confirm the first" in verdict.text
+
+
+def test_sessions_that_contradict_each_other_are_inconclusive() -> None:
+    slow = dataclasses.replace(session(0.4), launches=session(0.4).launches * 4)
+    assert judge(session(-0.06), slow).outcome is Outcome.INCONCLUSIVE
+
+
+def test_the_median_has_a_wider_limit_and_can_regress_alone() -> None:
+    assert judge(session(0.0, slower_p50=0.09)).outcome is Outcome.PASS
+    verdict = judge(session(0.0, slower_p50=0.2), session(0.0, slower_p50=0.2))
+    assert verdict.outcome is Outcome.REGRESSED
+    # What decided stands first.
+    assert verdict.text.startswith("dlrm: p50 20.0% slower")
+    assert judge(session(0.0, slower_p50=0.2), session()).outcome is Outcome.INCONCLUSIVE
+
+
+def test_a_slower_median_outweighs_a_faster_tenth_percentile() -> None:
+    traded = session(-0.2, slower_p50=0.2)
+    assert judge(traded, traded).outcome is Outcome.REGRESSED
+
+
+def test_an_invalid_session_counts_for_nothing() -> None:
+    broken = session(0.5, invalid="launch 2: candidate had 3 of 20 requests fail: refused")
+    assert not needs_confirmation(broken, POLICY)
+    for sessions in ([broken], [session(0.06), broken]):
+        verdict = judge(*sessions)
+        assert verdict.outcome is Outcome.INVALID
+        assert verdict.text == "dlrm: launch 2: candidate had 3 of 20 requests fail: refused"
+        assert verdict.change is None
+    assert judge(DuetSession(launches=())).text == "dlrm: nothing was measured"
+
+
+def test_thousands_of_requests_make_p99_more_than_an_anecdote() -> None:
+    many = DuetSession(launches=session().launches * 40)
+    assert "p99 +0.0% (not judged)" in judge(many).text
+
+
+@pytest.mark.parametrize("sessions", [(session(0.06),), (session(), session())])
+def test_the_sessions_must_be_what_the_first_asked_for(sessions: Sequence[DuetSession]) -> None:
+    with pytest.raises(ValueError, match="not what the first asked for"):
+        judge(*sessions)
+
+
+@pytest.mark.parametrize(
+    "bad", [{"launches": 0}, {"pairs": 0}, {"warm_up": -1}, {"limit_p10": 0.0}, {"limit_p50": -1}]
+)
+def test_a_policy_that_measures_nothing_is_refused(bad: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=r"a duet needs|must be positive"):
+        DuetPolicy(**bad)  # type: ignore[arg-type]
+
+
+def test_a_launch_without_an_answer_is_refused() -> None:
+    with pytest.raises(ValueError, match="answered request"):
+        DuetLaunch(baseline_ns=(), candidate_ns=(1,))
+
+
+latencies = st.lists(st.integers(500_000, 2_000_000), min_size=1, max_size=12).map(tuple)
+launches = st.builds(DuetLaunch, baseline_ns=latencies, candidate_ns=latencies)
+any_session = st.lists(launches, min_size=1, max_size=3).map(
+    lambda ls: DuetSession(launches=tuple(ls))
+)
+MIRRORED = {Outcome.REGRESSED: Outcome.IMPROVED, Outcome.IMPROVED: Outcome.REGRESSED}
+
+
+def as_asked(first: DuetSession, second: DuetSession) -> list[DuetSession]:
+    return [first, second] if needs_confirmation(first, POLICY) else [first]
+
+
+def far_from_limits(sessions: Sequence[DuetSession]) -> bool:
+    """Whether rounding in the last place cannot move a shift over a limit."""
+    limits = [x for limit in (0.03, 0.10) for x in (math.log1p(limit), math.log1p(limit / 2))]
+    shifts = [s.shift(q) for s in (*sessions, pooled(sessions)) for q in (10, 50)]
+    return all(abs(abs(shift) - limit) > 1e-9 for shift in shifts for limit in limits)
+
+
+@given(any_session, any_session, st.integers(2, 1000))
+def test_the_unit_of_time_changes_no_verdict(
+    first: DuetSession, second: DuetSession, factor: int
+) -> None:
+    sessions = as_asked(first, second)
+    assume(far_from_limits(sessions))
+    scaled = [
+        DuetSession(
+            launches=tuple(
+                DuetLaunch(
+                    baseline_ns=tuple(ns * factor for ns in ln.baseline_ns),
+                    candidate_ns=tuple(ns * factor for ns in ln.candidate_ns),
+                )
+                for ln in s.launches
+            )
+        )
+        for s in sessions
+    ]
+    before, after = judge(*sessions), judge(*scaled)
+    assert after.outcome is before.outcome
+    assert after.change == pytest.approx(before.change, abs=1e-9)
+
+
+@given(any_session, any_session)
+def test_exchanging_the_sides_exchanges_regressed_and_improved(
+    first: DuetSession, second: DuetSession
+) -> None:
+    sessions = as_asked(first, second)
+    assume(far_from_limits(sessions))
+    policy = dataclasses.replace(POLICY, limit_p50=1000.0)
+    assume(needs_confirmation(first, policy) == (len(sessions) == 2))
+    there = judge_duet(sessions, policy, name="x").outcome
+    back = judge_duet([swapped(s) for s in sessions], policy, name="x").outcome
+    if there in MIRRORED or back in MIRRORED:
+        assert back is MIRRORED[there]
+
+
+@given(any_session)
+def test_equal_sides_pass_and_the_order_of_launches_does_not_matter(given: DuetSession) -> None:
+    equal = DuetSession(
+        launches=tuple(
+            DuetLaunch(baseline_ns=ln.baseline_ns, candidate_ns=ln.baseline_ns)
+            for ln in given.launches
+        )
+    )
+    assert judge(equal).outcome is Outcome.PASS
+    backwards = DuetSession(launches=given.launches[::-1])
+    assert backwards.shift(10) == pytest.approx(given.shift(10))
+
+
+def noisy_session(rng: np.random.Generator, *, slower: float, neighbour: bool) -> DuetSession:
+    """Return a session as measured on shared machines.
+
+    Servers differ from launch to launch (0.8%), a machine drifts within a launch for both alike,
+    requests have a long tail, and a noisy neighbour lengthens a third of them.
+    """
+    done = []
+    for _ in range(4):
+        drift = np.repeat(rng.normal(0, 0.05, 5), 25)
+        sides = []
+        for factor in (1.0, 1 + slower):
+            server = rng.normal(0, 0.008)
+            requests = 1.6e6 * factor * np.exp(server + drift + np.abs(rng.normal(0, 0.06, 125)))
+            requests += (rng.random(125) < (0.33 if neighbour else 0.02)) * rng.exponential(
+                1e6, 125
+            )
+            sides.append(tuple(requests.astype(int).tolist()))
+        done.append(DuetLaunch(baseline_ns=sides[0], candidate_ns=sides[1]))
+    return DuetSession(launches=tuple(done))
+
+
+@pytest.mark.parametrize("neighbour", [False, True], ids=["quiet", "noisy"])
+def test_rates_under_the_noise_of_servers_machines_and_neighbours(neighbour: bool) -> None:
+    rng = np.random.default_rng(1)
+
+    def share(slower: float, sessions: int) -> float:
+        found = 0
+        for _ in range(sessions):
+            two = [noisy_session(rng, slower=slower, neighbour=neighbour) for _ in range(2)]
+            found += judge(*as_asked(*two)).outcome is Outcome.REGRESSED
+        return found / sessions
+
+    assert share(0.0, 100) <= 0.01
+    assert share(0.05, 40) >= 0.80
+    assert share(0.10, 20) >= 0.95

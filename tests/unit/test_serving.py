@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hpsbench.config import load_suite
+from hpsbench.models.build import Build
+from hpsbench.models.repository import ModelRepository
+from hpsbench.serving import DISTINCT_REQUESTS, NUMPY_SAMPLES, numpy_dlrm, request_batches
+
+
+class RowsAsked(Build):
+    """A build whose table is made of ones, and which notes the keys it was asked for."""
+
+    def rows(self, keys: np.ndarray) -> np.ndarray:
+        self.__dict__.setdefault("asked", []).append(keys)
+        return np.ones((*keys.shape, self.suite.tables.embedding_dim), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("keys", "count"),
+    [("repeated", 1), ("uniform", DISTINCT_REQUESTS), ("zipf", DISTINCT_REQUESTS)],
+)
+def test_requests_carry_other_keys_where_the_stream_does(keys: str, count: int) -> None:
+    suite = load_suite("smoke", [f"load.keys={keys}"])
+    batches = request_batches(suite, 8)
+    assert len({batch.categorical.tobytes() for batch in batches}) == len(batches) == count
+    for batch in batches:
+        assert batch.categorical.shape == (8, 26)
+        assert batch.categorical.dtype == np.int32
+        assert batch.numerical.shape == (8, 13)
+        assert 0 <= batch.categorical.min() <= batch.categorical.max() < 20_000
+
+
+def test_the_numpy_reference_takes_batches_in_turn_and_the_head_of_large_ones(
+    tmp_path: Path,
+) -> None:
+    build = RowsAsked(
+        load_suite("smoke", ["load.keys=uniform"]), tmp_path, ModelRepository(tmp_path)
+    )
+    batches = request_batches(build.suite, NUMPY_SAMPLES + 44)[:2]
+    send = numpy_dlrm(build, batches)
+    for _ in range(3):
+        send()
+    asked = build.__dict__["asked"]
+    for keys, batch in zip(asked, [*batches, batches[0]], strict=True):
+        np.testing.assert_array_equal(keys, batch.categorical[:NUMPY_SAMPLES])

@@ -28,6 +28,7 @@ _SOURCES = Path(__file__).parent
 _OP_SOURCES = ("op.cc", "op_gpu.cc")
 _CORE_SOURCES = ("core.cc", "index.cc", "lookup.cc", "table.cc", "thread_pool.cc")
 _HEADERS = ("core.h", "index.h", "table.h", "thread_pool.h")
+_OP_HEADERS = (*_HEADERS, "lookup_kernel.h")
 _GPU_SOURCES = ("gpu_cache.cu", "gpu_resident.cu", "gpu_slabs.cu")
 _GPU_HEADERS = (
     "core.h", "gpu_cache.h", "gpu_inserter.h", "gpu_memory.h", "gpu_rows.cuh",
@@ -72,7 +73,7 @@ def op_library() -> Path:
         f"-Wl,-rpath,$ORIGIN/../{core.parent.name}",
     )
     return _library(
-        "op", "libhps_op.so", _OP_SOURCES, (*_HEADERS, "lookup_kernel.h"), flags,
+        "op", "libhps_op.so", _OP_SOURCES, _OP_HEADERS, flags,
         depends_on=tf.__version__,
     )  # fmt: skip
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import os
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ else:
 
 KEY_STREAMS = ("repeated", "uniform", "zipf", "hot")
 PROTOCOLS = ("http", "grpc")
+_USUAL_NVCC = "/usr/local/cuda/bin/nvcc"
 
 
 def _require(condition: bool, field_name: str, value: object, rule: str) -> None:
@@ -192,6 +194,8 @@ class Environment:
     ci: bool
     cache_dir: Path
     cxx: str
+    nvcc: str | None
+    cuda_architectures: tuple[str, ...]
     step_summary: Path | None
 
 
@@ -203,6 +207,8 @@ def environment() -> Environment:
         ci=os.environ.get("CI", "").lower() not in ("", "0", "false"),
         cache_dir=Path(os.environ.get("HPSBENCH_CACHE_DIR") or Path(cache_home) / "hpsbench"),
         cxx=os.environ.get("CXX") or "g++",
+        nvcc=os.environ.get("NVCC") or shutil.which("nvcc") or shutil.which(_USUAL_NVCC),
+        cuda_architectures=tuple(sorted(filter(None, os.environ.get("CUDAARCHS", "").split(";")))),
         step_summary=Path(summary) if summary else None,
     )
 

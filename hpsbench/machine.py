@@ -40,6 +40,8 @@ class Gpu:
     name: str
     memory_bytes: int
     driver: str
+    architecture: str = ""
+    """The compute capability as compilers name it: 90 for 9.0."""
 
 
 @lru_cache(maxsize=1)
@@ -126,6 +128,7 @@ def find_gpus() -> tuple[Gpu, ...]:
                 name=pynvml.nvmlDeviceGetName(handle),
                 memory_bytes=int(pynvml.nvmlDeviceGetMemoryInfo(handle).total),
                 driver=driver,
+                architecture="{}{}".format(*pynvml.nvmlDeviceGetCudaComputeCapability(handle)),
             )
             for handle in handles
         )

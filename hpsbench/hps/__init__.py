@@ -45,6 +45,9 @@ def load_op() -> None:
 
     Raises NativeBuildError where it cannot be compiled or loaded.
     """
+    # First, since it has this called again as soon as it is imported.
+    import tensorflow  # noqa: F401
+
     from hpsbench.hps.op import operations
 
     operations()

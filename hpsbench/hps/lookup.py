@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,29 +12,38 @@ import numpy.typing as npt
 
 from hpsbench.errors import HpsError
 from hpsbench.hps.configuration import Configuration, ModelConfiguration, read_configuration
+from hpsbench.hps.gpu_caches import attach_caches, cache_statistics, log_without_cache
 from hpsbench.hps.native.bindings import NativeModel, TableSpec
 from hpsbench.hps.sparse_model import KEY_FILE, ROWS_FILE, SparseModel, open_sparse_model
-
-_LOG = logging.getLogger("hpsbench.hps")
 
 
 class ModelTables:
     """The loaded tables of one model, in the order of the configuration.
 
-    Lookups may come from any number of threads. Memory is given back with the last reference.
+    Lookups may come from any number of threads, and are answered from host memory. `gpus` are the
+    devices on which TensorFlow finds the tables cached. Memory is given back with the last
+    reference.
     """
 
-    def __init__(self, configuration: Configuration, model: ModelConfiguration) -> None:
-        if model.gpucache:
-            _LOG.info(
-                "model %s: gpucache is not available here; lookups are served from host memory",
-                model.model,
-            )
+    def __init__(
+        self,
+        configuration: Configuration,
+        model: ModelConfiguration,
+        *,
+        without_gpus: str | None = None,
+    ) -> None:
+        """Load the tables; `without_gpus` says why no GPU is to cache them, where none is."""
         self.model_name = model.model
         self.table_names = model.embedding_table_names
         self.default_values = model.default_value_for_each_table
-        self._native = NativeModel(_table_specs(configuration, model))
+        sparse_models = _sparse_models(configuration, model)
+        self._native = NativeModel(_table_specs(configuration, model, sparse_models))
         self.embedding_dims = self._native.embedding_dims
+        self.gpus: tuple[int, ...] = ()
+        if without_gpus is None:
+            self.gpus = attach_caches(self._native, model, [m.keys for m in sparse_models])
+        else:
+            log_without_cache(model, without_gpus)
 
     def lookup(
         self, table_id: int, keys: npt.ArrayLike, out: npt.NDArray[np.float32] | None = None
@@ -85,9 +94,15 @@ class ModelTables:
         return out
 
     def statistics(self) -> dict[str, dict[str, Any]]:
-        """Return each table's `TableFacts`, as a dict, by the table's name."""
+        """Return each table's `TableFacts`, as a dict, by the table's name.
+
+        They count what the host was asked. `gpu_caches` in it has the table's `GpuFacts` by device.
+        """
         return {
-            name: dataclasses.asdict(self._native.facts(i))
+            name: {
+                **dataclasses.asdict(self._native.facts(i)),
+                "gpu_caches": cache_statistics(self._native, self.gpus, i),
+            }
             for i, name in enumerate(self.table_names)
         }
 
@@ -117,12 +132,14 @@ class ModelTables:
 
 
 def open_model(ps_config_file: Path | str, model_name: str) -> ModelTables:
-    """Load one model of a configuration, for this caller alone, apart from `Init`.
+    """Load one model of a configuration, for this caller alone, apart from `Init`, on the host.
 
     Raises HpsError or TableError, as `read_configuration` and `open_sparse_model` do.
     """
     configuration = read_configuration(ps_config_file)
-    return ModelTables(configuration, configuration.model(model_name))
+    return ModelTables(
+        configuration, configuration.model(model_name), without_gpus="asked from Python"
+    )
 
 
 def _check_int32(sparse_model: SparseModel) -> None:
@@ -135,22 +152,28 @@ def _check_int32(sparse_model: SparseModel) -> None:
             )
 
 
-def _table_specs(configuration: Configuration, model: ModelConfiguration) -> list[TableSpec]:
+def _sparse_models(configuration: Configuration, model: ModelConfiguration) -> list[SparseModel]:
     dims = model.embedding_vecsize_per_table
-    specs = []
-    for i, folder in enumerate(model.sparse_files):
-        sparse_model = open_sparse_model(folder, dims[i])
-        if not configuration.supportlonglong:
+    sparse_models = [open_sparse_model(f, d) for f, d in zip(model.sparse_files, dims, strict=True)]
+    if not configuration.supportlonglong:
+        for sparse_model in sparse_models:
             _check_int32(sparse_model)
-        specs.append(
-            TableSpec(
-                name=model.embedding_table_names[i],
-                key_path=sparse_model.folder / KEY_FILE,
-                rows_path=sparse_model.folder / ROWS_FILE,
-                num_keys=len(sparse_model.keys),
-                embedding_dim=dims[i],
-                default_value=model.default_value_for_each_table[i],
-                fusion_group=dims[i] if configuration.fuses(model) else -1,
-            )
+    return sparse_models
+
+
+def _table_specs(
+    configuration: Configuration, model: ModelConfiguration, sparse_models: Sequence[SparseModel]
+) -> list[TableSpec]:
+    dims = model.embedding_vecsize_per_table
+    return [
+        TableSpec(
+            name=model.embedding_table_names[i],
+            key_path=sparse_model.folder / KEY_FILE,
+            rows_path=sparse_model.folder / ROWS_FILE,
+            num_keys=len(sparse_model.keys),
+            embedding_dim=dims[i],
+            default_value=model.default_value_for_each_table[i],
+            fusion_group=dims[i] if configuration.fuses(model) else -1,
         )
-    return specs
+        for i, sparse_model in enumerate(sparse_models)
+    ]

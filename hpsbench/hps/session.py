@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import atexit
 import hashlib
+import sys
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,10 +68,22 @@ def _initialise(path: str) -> None:
                 )
             return
         configuration = parse_configuration(text, path)
-        models = {m.model: ModelTables(configuration, m) for m in configuration.models}
+        reason = _why_without_gpus()
+        models = {
+            m.model: ModelTables(configuration, m, without_gpus=reason)
+            for m in configuration.models
+        }
         for name, model in models.items():
             model.register(name)
         _session = _Session(path=path, digest=digest, configuration=configuration, models=models)
+
+
+def _why_without_gpus() -> str | None:
+    """Return why lookups cannot come from a GPU here; None where TensorFlow may use one."""
+    tensorflow = sys.modules.get("tensorflow")
+    if tensorflow is not None and not tensorflow.test.is_built_with_cuda():
+        return "this TensorFlow uses no GPU"
+    return None
 
 
 def initialise_for_operation(model_name: str, ps_config_file: str, global_batch_size: int) -> None:

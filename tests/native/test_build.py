@@ -111,3 +111,45 @@ def test_the_core_is_clean_under_the_address_sanitizer(tmp_path):
     )  # fmt: skip
     assert (result.returncode, result.stderr) == (0, "")
     assert result.stdout == "done\n"
+
+
+def test_without_nvcc_there_is_no_gpu_library(fake_compiler, monkeypatch):
+    monkeypatch.delenv("NVCC", raising=False)
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setattr("hpsbench.config._USUAL_NVCC", "/no/such/nvcc")
+    assert build.gpu_library(["90"]) is None
+
+
+def test_the_gpu_library_is_compiled_for_the_gpus_that_are_there(fake_compiler, monkeypatch):
+    compiler = fake_compiler('echo "$@" >> "$(dirname "$0")/commands"; ' + COPIES)
+    monkeypatch.setenv("NVCC", str(compiler))
+    monkeypatch.delenv("CUDAARCHS", raising=False)
+    first = build.gpu_library(["80", "90"])
+    assert first.name == "libhps_gpu.so"
+    command = (compiler.parent / "commands").read_text().splitlines()[-1]
+    for architecture in ("80", "90"):
+        assert f"arch=compute_{architecture},code=sm_{architecture}" in command
+    assert build.gpu_library(["80", "90"]) == first
+    monkeypatch.setenv("CUDAARCHS", "90")
+    assert build.gpu_library(["80", "90"]) != first
+    assert "sm_80" not in (compiler.parent / "commands").read_text().splitlines()[-1]
+
+
+def test_an_nvcc_that_fails_is_explained(fake_compiler, monkeypatch):
+    fake_compiler()
+    build.core_library()
+    broken = fake_compiler("echo no such architecture >&2; exit 1")
+    monkeypatch.setenv("NVCC", str(broken))
+    monkeypatch.setattr(build, "core_library", lambda: Path("/core/libhps_core.so"))
+    with pytest.raises(NativeBuildError, match="no such architecture") as caught:
+        build.gpu_library(["90"])
+    assert "NVCC" in caught.value.hint
+
+
+def test_a_library_depends_on_every_source():
+    folder = Path(build.__file__).parent
+    native = {p.name for p in folder.iterdir() if p.suffix in (".h", ".cc", ".cu", ".cuh")}
+    assert native == {
+        *build._CORE_SOURCES, *build._OP_SOURCES, *build._OP_HEADERS,
+        *build._GPU_SOURCES, *build._GPU_HEADERS,
+    }  # fmt: skip

@@ -33,8 +33,11 @@ def seeded_table(keys, dim: int, *, default: float = 0.0, seed: int = 0) -> Tabl
     return Table(keys=np.asarray(keys, np.int64), rows=rows, default=default)
 
 
-def write_model(folder: Path, tables: Sequence[Table], *, name="m", fuse=False) -> Path:
-    """Write the tables and their configuration below `folder`; return the configuration's path."""
+def write_model(folder: Path, tables: Sequence[Table], *, name="m", fuse=False, **options) -> Path:
+    """Write the tables and their configuration below `folder`; return the configuration's path.
+
+    `options` are fields of the model's configuration.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     for i, table in enumerate(tables):
         write_sparse_model(folder / f"{name}{i}", table.keys, [table.rows])
@@ -44,7 +47,7 @@ def write_model(folder: Path, tables: Sequence[Table], *, name="m", fuse=False) 
         embedding_vecsize_per_table=tuple(table.rows.shape[1] for table in tables),
         maxnum_catfeature_query_per_table_per_sample=(1,) * len(tables),
         default_value_for_each_table=tuple(table.default for table in tables),
-        deployed_device_list=(0,),
+        **{"deployed_device_list": (0,), **options},
     )
     configuration = Configuration(models=(model,), fuse_embedding_table=fuse)
     return write_configuration(folder / "ps.json", configuration)

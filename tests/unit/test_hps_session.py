@@ -13,6 +13,7 @@ from hpsbench import hps
 from hpsbench.errors import HpsError, TableError
 from hpsbench.hps import session
 from hpsbench.hps.lookup import open_model
+from hpsbench.hps.native import gpu
 from hpsbench.hps.sparse_model import write_sparse_model
 
 ROWS = np.arange(40, dtype=np.float32).reshape(10, 4)
@@ -94,7 +95,7 @@ def test_threads_that_initialise_at_once_load_once(ps_config_file, monkeypatch):
     loaded = []
     load = session.ModelTables
     monkeypatch.setattr(
-        session, "ModelTables", lambda *arguments: loaded.append(1) or load(*arguments)
+        session, "ModelTables", lambda *args, **options: loaded.append(1) or load(*args, **options)
     )
     threads = [
         threading.Thread(target=hps.Init, kwargs={"ps_config_file": ps_config_file})
@@ -117,12 +118,18 @@ def test_keys_beyond_int32_need_supportlonglong(ps_config_file, tmp_path):
         open_model(ps_config_file, "m")
 
 
-def test_gpucache_is_one_line_of_information(ps_config_file, caplog):
+def test_gpucache_without_a_gpu_is_one_line_of_information(ps_config_file, caplog, monkeypatch):
+    monkeypatch.setattr(gpu, "find_gpus", tuple)
+    monkeypatch.setattr(session, "_why_without_gpus", lambda: None)
     caplog.set_level("INFO")
+    hps.Init(ps_config_file=str(ps_config_file))
     open_model(ps_config_file, "m")
+    without = "model m: gpucache is not available here; lookups are served from host memory"
     assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
-        ("INFO", "model m: gpucache is not available here; lookups are served from host memory")
+        ("INFO", f"{without} (no GPU)"),
+        ("INFO", f"{without} (asked from Python)"),
     ]
+    assert hps.statistics()["m"]["first"]["gpu_caches"] == {}
 
 
 def test_tables_are_asked_without_tensorflow(ps_config_file):

@@ -25,7 +25,9 @@ _LOAD_HINTS = {
 _INDEX_KINDS = ("direct", "hash")
 
 
-class _Error(ctypes.Structure):
+class Error(ctypes.Structure):
+    """Where the native functions write what went wrong."""
+
     _fields_ = (("text", ctypes.c_char * 4096),)
 
 
@@ -54,7 +56,7 @@ class _TableFacts(ctypes.Structure):
 
 
 _Initializer = ctypes.CFUNCTYPE(
-    ctypes.c_int32, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_int64, ctypes.POINTER(_Error)
+    ctypes.c_int32, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_int64, ctypes.POINTER(Error)
 )
 
 
@@ -96,7 +98,7 @@ def _core() -> Any:
         "hps_model_load": (
             ctypes.c_int,
             (ctypes.POINTER(_TableSpec), int32, int32, ctypes.POINTER(pointer),
-             ctypes.POINTER(_Error)),
+             ctypes.POINTER(Error)),
         ),
         "hps_model_release": (None, (pointer,)),
         "hps_model_num_tables": (int32, (pointer,)),
@@ -110,7 +112,7 @@ def _core() -> Any:
         "hps_set_initializer": (None, (_Initializer,)),
         "hps_initialize": (
             ctypes.c_int,
-            (ctypes.c_char_p, ctypes.c_char_p, ctypes.c_int64, ctypes.POINTER(_Error)),
+            (ctypes.c_char_p, ctypes.c_char_p, ctypes.c_int64, ctypes.POINTER(Error)),
         ),
     }  # fmt: skip
     for name, (result, arguments) in signatures.items():
@@ -138,7 +140,7 @@ class NativeModel:
             spec.fusion_group = table.fusion_group
         self._handle = ctypes.c_void_p()
         self._release: Callable[[Any], None] = _core().hps_model_release
-        error = _Error()
+        error = Error()
         status = _core().hps_model_load(
             specs, len(tables), num_threads, ctypes.byref(self._handle), ctypes.byref(error)
         )
@@ -151,6 +153,11 @@ class NativeModel:
     def __del__(self) -> None:
         if getattr(self, "_handle", None):
             self._release(self._handle)
+
+    @property
+    def handle(self) -> ctypes.c_void_p:
+        """The model, for other native libraries; valid as long as this object."""
+        return self._handle
 
     def facts(self, table: int) -> TableFacts:
         """Return what table number `table` is, and its counters."""

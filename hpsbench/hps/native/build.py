@@ -1,8 +1,9 @@
 """Compiles the native libraries on first use, and keeps them in the cache folder.
 
-There are two: the core, which knows no TensorFlow, and the TensorFlow operation, which finds the
-core beside it. A library's folder is named after all that its content depends on, so it is never
-outdated; processes that need it at the same time wait for one build.
+There are three: the core, which knows no TensorFlow; the TensorFlow operation, which finds the core
+beside it; and the GPU library, which needs nvcc, and without which all else works. A library's
+folder is named after all that its content depends on, so it is never outdated; processes that need
+it at the same time wait for one build.
 """
 
 from __future__ import annotations
@@ -24,10 +25,25 @@ from hpsbench.errors import NativeBuildError
 
 _LOG = logging.getLogger("hpsbench.hps")
 _SOURCES = Path(__file__).parent
+_OP_SOURCES = ("op.cc", "op_gpu.cc")
 _CORE_SOURCES = ("core.cc", "index.cc", "lookup.cc", "table.cc", "thread_pool.cc")
 _HEADERS = ("core.h", "index.h", "table.h", "thread_pool.h")
+_OP_HEADERS = (*_HEADERS, "lookup_kernel.h")
+_GPU_SOURCES = ("gpu_cache.cu", "gpu_resident.cu", "gpu_slabs.cu")
+_GPU_HEADERS = (
+    "core.h", "gpu_cache.h", "gpu_inserter.h", "gpu_memory.h", "gpu_rows.cuh",
+    "gpu_slab_kernels.cuh", "gpu_table.h", "gpu_workspace.h",
+)  # fmt: skip
 _FLAGS = ("-std=c++17", "-O3", "-fPIC", "-shared", "-pthread", "-fvisibility=hidden")
+# The CUDA runtime is linked in, so that the library also loads where there is no CUDA.
+_GPU_FLAGS = (
+    "--threads", "0",
+    "-std=c++17", "-O3", "-shared", "-cudart", "static",
+    "-Xcompiler", "-fPIC,-pthread,-fvisibility=hidden",
+)  # fmt: skip
 _SHOWN_LINES = 12
+_CXX_HINT = "install or update the compiler (apt-get install g++), or name another in CXX"
+_NVCC_HINT = "install a CUDA toolkit that fits the GPU, or name another nvcc in NVCC"
 
 
 def core_library(extra_flags: Sequence[str] = ()) -> Path:
@@ -36,7 +52,7 @@ def core_library(extra_flags: Sequence[str] = ()) -> Path:
     Raises NativeBuildError where there is no compiler or it fails.
     """
     flags = (*_FLAGS, *_architecture_flags(), *extra_flags)
-    return _library("core", "libhps_core.so", _CORE_SOURCES, flags)
+    return _library("core", "libhps_core.so", _CORE_SOURCES, _HEADERS, flags)
 
 
 def op_library() -> Path:
@@ -56,7 +72,36 @@ def op_library() -> Path:
         f"-l:{core.name}",
         f"-Wl,-rpath,$ORIGIN/../{core.parent.name}",
     )
-    return _library("op", "libhps_op.so", ("op.cc",), flags, depends_on=tf.__version__)
+    return _library(
+        "op", "libhps_op.so", _OP_SOURCES, _OP_HEADERS, flags,
+        depends_on=tf.__version__,
+    )  # fmt: skip
+
+
+def gpu_library(architectures: Sequence[str]) -> Path | None:
+    """Return the path of the GPU library, compiled if need be; None where there is no nvcc.
+
+    `architectures` are compute capabilities, such as 90; `CUDAARCHS` overrides them. Raises
+    NativeBuildError where nvcc fails.
+    """
+    nvcc = environment().nvcc
+    if nvcc is None:
+        return None
+    core = core_library()
+    flags = (
+        *_GPU_FLAGS,
+        *(
+            f"-gencode=arch=compute_{a},code=sm_{a}"
+            for a in environment().cuda_architectures or architectures
+        ),
+        f"-L{core.parent}",
+        f"-l:{core.name}",
+        "-Xlinker",
+        f"-rpath=$ORIGIN/../{core.parent.name}",
+    )
+    return _library(
+        "gpu", "libhps_gpu.so", _GPU_SOURCES, _GPU_HEADERS, flags, compiler=nvcc, hint=_NVCC_HINT
+    )
 
 
 def _architecture_flags() -> tuple[str, ...]:
@@ -65,13 +110,21 @@ def _architecture_flags() -> tuple[str, ...]:
 
 
 def _library(
-    kind: str, file_name: str, sources: Sequence[str], flags: Sequence[str], depends_on: str = ""
+    kind: str,
+    file_name: str,
+    sources: Sequence[str],
+    headers: Sequence[str],
+    flags: Sequence[str],
+    *,
+    depends_on: str = "",
+    compiler: str | None = None,
+    hint: str = _CXX_HINT,
 ) -> Path:
-    compiler = environment().cxx
+    compiler = compiler or environment().cxx
     digest = hashlib.sha256()
     for part in (_compiler_version(compiler), depends_on, *flags):
         digest.update(part.encode() + b"\0")
-    for name in (*_HEADERS, *sources):
+    for name in (*headers, *sources):
         digest.update((_SOURCES / name).read_bytes())
     folder = environment().cache_dir / "native" / f"{kind}-{digest.hexdigest()[:20]}"
     library = folder / file_name
@@ -80,23 +133,24 @@ def _library(
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_suffix(".lock")):
         if not library.exists():
-            _compile(compiler, [str(_SOURCES / name) for name in sources], flags, library)
+            # Libraries come after the sources that need them.
+            command = [compiler, *(str(_SOURCES / name) for name in sources), *flags]
+            _compile(command, library, hint)
     return library
 
 
-def _compile(compiler: str, sources: Sequence[str], flags: Sequence[str], library: Path) -> None:
+def _compile(command: Sequence[str], library: Path, hint: str) -> None:
     _LOG.info("compiling %s; this happens once", library)
     started = time.monotonic()
     unfinished = library.with_name(f"{library.name}.{os.getpid()}")
-    # Libraries come after the sources that need them.
-    command = [compiler, *sources, *flags, "-o", str(unfinished)]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        [*command, "-o", str(unfinished)], capture_output=True, text=True, check=False
+    )
     if result.returncode != 0:
         unfinished.unlink(missing_ok=True)
         last = "\n    ".join(result.stderr.strip().splitlines()[-_SHOWN_LINES:])
         raise NativeBuildError(
-            f"{compiler} could not compile {library.name}; its last lines:\n    {last}",
-            hint="install or update the compiler (apt-get install g++), or name another in CXX",
+            f"{command[0]} could not compile {library.name}; its last lines:\n    {last}", hint=hint
         )
     unfinished.replace(library)
     _LOG.info("compiled %s in %.1f s", library, time.monotonic() - started)
@@ -111,4 +165,4 @@ def _compiler_version(compiler: str) -> str:
             f"the native library needs a C++ compiler, and {compiler!r} does not run: {error}",
             hint="apt-get install g++, or name another compiler in CXX",
         ) from error
-    return result.stdout.splitlines()[0] if result.stdout else compiler
+    return result.stdout or compiler

@@ -11,7 +11,20 @@
 #include "table.h"
 
 struct hps_model {
+  struct Gpu {
+    hps_gpu_cache* cache;
+    const hps_gpu_functions* functions;
+  };
+
+  hps_model(const hps_table_spec* tables, int32_t num_tables, int32_t num_threads)
+      : model(tables, num_tables, num_threads) {}
+  ~hps_model() {
+    for (const auto& [device, gpu] : gpus) gpu.functions->destroy(gpu.cache);
+  }
+
   hps::Model model;
+  mutable std::shared_mutex gpus_mutex;
+  std::map<int32_t, Gpu> gpus;  // by device
 };
 
 namespace {
@@ -51,7 +64,7 @@ hps_status hps_model_load(const hps_table_spec* tables, int32_t num_tables, int3
                           hps_model** model, hps_error* error) {
   if (num_tables < 1) return fail(error, HPS_INVALID_ARGUMENT, "a model must have a table");
   try {
-    *model = new hps_model{{tables, num_tables, num_threads}};
+    *model = new hps_model(tables, num_tables, num_threads);
     return HPS_OK;
   } catch (const hps::Error& e) {
     return fail(error, e.status, e.text);
@@ -92,6 +105,31 @@ void hps_lookup_flat_int64(hps_model* model, const int64_t* keys, const uint64_t
 void hps_lookup_flat_int32(hps_model* model, const int32_t* keys, const uint64_t* num_keys,
                            float* out) {
   model->model.lookup_flat(keys, num_keys, out);
+}
+
+const float* hps_model_rows(const hps_model* model, int32_t table) {
+  return static_cast<const float*>(model->model.table(table).rows().data());
+}
+
+void hps_fetch(hps_model* model, int32_t table, const int64_t* keys, uint64_t num_keys, float* out,
+               uint8_t* found) {
+  model->model.fetch(table, keys, num_keys, out, found);
+}
+
+hps_status hps_model_attach_gpu(hps_model* model, int32_t device, hps_gpu_cache* cache,
+                                const hps_gpu_functions* functions) {
+  const std::unique_lock<std::shared_mutex> lock(model->gpus_mutex);
+  const bool added = model->gpus.insert({device, {cache, functions}}).second;
+  return added ? HPS_OK : HPS_ALREADY_EXISTS;
+}
+
+hps_gpu_cache* hps_model_gpu(const hps_model* model, int32_t device,
+                             const hps_gpu_functions** functions) {
+  const std::shared_lock<std::shared_mutex> lock(model->gpus_mutex);
+  const auto found = model->gpus.find(device);
+  if (found == model->gpus.end()) return nullptr;
+  *functions = found->second.functions;
+  return found->second.cache;
 }
 
 void hps_registry_put(const char* model_name, hps_model* model) {

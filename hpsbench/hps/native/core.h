@@ -31,6 +31,7 @@ typedef enum {
   HPS_ALREADY_EXISTS = 6,
   HPS_RESOURCE_EXHAUSTED = 8,
   HPS_FAILED_PRECONDITION = 9,
+  HPS_INTERNAL = 13,
 } hps_status;
 
 typedef struct {
@@ -94,6 +95,40 @@ void hps_lookup_flat_int64(hps_model* model, const int64_t* keys, const uint64_t
                            float* out);
 void hps_lookup_flat_int32(hps_model* model, const int32_t* keys, const uint64_t* num_keys,
                            float* out);
+
+// For caches of a table. The rows themselves, float32[num_keys * embedding_dim], in the order of
+// the key file; and the rows of some keys, shared out among the threads of the model: found[i] says
+// whether there is a row with that key; where there is none, out has the default.
+const float* hps_model_rows(const hps_model* model, int32_t table);
+void hps_fetch(hps_model* model, int32_t table, const int64_t* keys, uint64_t num_keys, float* out,
+               uint8_t* found);
+
+// A model's cache on one GPU. The GPU library makes it; the core only keeps it for whoever looks
+// keys up there, and so knows no CUDA.
+typedef struct hps_gpu_cache hps_gpu_cache;
+
+// Keys of one table to be looked up; `keys` and `out` are in memory of the GPU.
+typedef struct {
+  int32_t table;
+  const void* keys;
+  uint64_t num_keys;
+  float* out;
+} hps_gpu_part;
+
+typedef struct {
+  // Keys are int64 (`key_bytes` 8) or int32 (4); rows are written in the order of the CUDA stream.
+  hps_status (*lookup)(hps_gpu_cache* cache, const hps_gpu_part* parts, int32_t num_parts,
+                       int32_t key_bytes, void* stream, hps_error* error);
+  void (*destroy)(hps_gpu_cache* cache);
+} hps_gpu_functions;
+
+// The model destroys the cache with itself. HPS_ALREADY_EXISTS where it has one on that GPU.
+// `functions` must stay valid.
+hps_status hps_model_attach_gpu(hps_model* model, int32_t device, hps_gpu_cache* cache,
+                                const hps_gpu_functions* functions);
+// The cache on `device` and how to ask it, or NULL. It lives as long as the model.
+hps_gpu_cache* hps_model_gpu(const hps_model* model, int32_t device,
+                             const hps_gpu_functions** functions);
 
 // The registry: models by name, for the whole process. It holds a reference of its own.
 void hps_registry_put(const char* model_name, hps_model* model);

@@ -74,16 +74,9 @@ struct Table::SharedHashIndex {
   uint64_t find(uint64_t bucket, int64_t key) const { return hash.find(bucket, key) - first_row; }
 };
 
-template <class Key, class Index>
-void Table::dispatch(const Index& index, const Key* keys, uint64_t n, float* out,
-                     bool continued) {
-  uint64_t missing = 0;
-  const float* const default_row = default_row_.data();
-  const auto row = [&](uint64_t number) {
-    const bool found = number < num_keys_;
-    missing += !found;
-    return found ? rows_ + number * embedding_dim_ : default_row;
-  };
+template <class Key, class Index, class Row>
+void Table::copy(const Index& index, const Key* keys, uint64_t n, float* out,
+                 const Row& row) const {
   const uint64_t dim = embedding_dim_;
   const auto run = [&](auto known_dim) {
     pipeline<decltype(known_dim)::value>(index, keys, n, out, dim, row);
@@ -95,18 +88,40 @@ void Table::dispatch(const Index& index, const Key* keys, uint64_t n, float* out
     case 128: run(std::integral_constant<uint64_t, 128>()); break;
     default: run(std::integral_constant<uint64_t, 0>()); break;
   }
-  if (!continued) lookups_.fetch_add(1, std::memory_order_relaxed);
-  keys_.fetch_add(n, std::memory_order_relaxed);
-  if (missing != 0) missing_keys_.fetch_add(missing, std::memory_order_relaxed);
+}
+
+template <class Use>
+void Table::with_index(const Use& use) const {
+  if (hash_index_) {
+    use(SharedHashIndex{*hash_index_, first_row_});
+  } else {
+    use(DirectIndex{static_cast<uint64_t>(first_key_)});
+  }
 }
 
 template <class Key>
 void Table::lookup(const Key* keys, uint64_t num_keys, float* out, bool continued) {
-  if (hash_index_) {
-    dispatch(SharedHashIndex{*hash_index_, first_row_}, keys, num_keys, out, continued);
-  } else {
-    dispatch(DirectIndex{static_cast<uint64_t>(first_key_)}, keys, num_keys, out, continued);
-  }
+  uint64_t missing = 0;
+  const float* const default_row = default_row_.data();
+  const auto row = [&](uint64_t number) {
+    const bool found = number < num_keys_;
+    missing += !found;
+    return found ? rows_ + number * embedding_dim_ : default_row;
+  };
+  with_index([&](const auto& index) { copy(index, keys, num_keys, out, row); });
+  if (!continued) lookups_.fetch_add(1, std::memory_order_relaxed);
+  keys_.fetch_add(num_keys, std::memory_order_relaxed);
+  if (missing != 0) missing_keys_.fetch_add(missing, std::memory_order_relaxed);
+}
+
+void Table::fetch(const int64_t* keys, uint64_t num_keys, float* out, uint8_t* found) const {
+  // Rows are asked for in the order of the keys.
+  const auto row = [&](uint64_t number) {
+    const bool is_there = number < num_keys_;
+    *found++ = is_there;
+    return is_there ? rows_ + number * embedding_dim_ : default_row_.data();
+  };
+  with_index([&](const auto& index) { copy(index, keys, num_keys, out, row); });
 }
 
 template void Table::lookup(const int64_t*, uint64_t, float*, bool);

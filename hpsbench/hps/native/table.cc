@@ -193,6 +193,14 @@ void Model::lookup_flat(const Key* keys, const uint64_t* num_keys, float* out) {
   });
 }
 
+void Model::fetch(int32_t number, const int64_t* keys, uint64_t num_keys, float* out,
+                  uint8_t* found) {
+  const Table& asked = table(number);
+  pool_.run(num_keys, kLookupGrain, [&](uint64_t begin, uint64_t end) {
+    asked.fetch(keys + begin, end - begin, out + begin * asked.embedding_dim(), found + begin);
+  });
+}
+
 template void Model::lookup_flat(const int64_t*, const uint64_t*, float*);
 template void Model::lookup_flat(const int32_t*, const uint64_t*, float*);
 

@@ -55,10 +55,14 @@ class Table {
 
   template <class Key>
   void lookup(const Key* keys, uint64_t num_keys, float* out, bool continued);
+  // The rows for a cache: says which keys are there, and does not count them as asked.
+  void fetch(const int64_t* keys, uint64_t num_keys, float* out, uint8_t* found) const;
 
  private:
-  template <class Key, class Index>
-  void dispatch(const Index& index, const Key* keys, uint64_t n, float* out, bool continued);
+  template <class Key, class Index, class Row>
+  void copy(const Index& index, const Key* keys, uint64_t n, float* out, const Row& row) const;
+  template <class Use>
+  void with_index(const Use& use) const;
 
   struct DirectIndex;
   struct SharedHashIndex;
@@ -92,6 +96,7 @@ class Model {
 
   template <class Key>
   void lookup_flat(const Key* keys, const uint64_t* num_keys, float* out);
+  void fetch(int32_t table, const int64_t* keys, uint64_t num_keys, float* out, uint8_t* found);
 
   std::atomic<int64_t> references{1};
 

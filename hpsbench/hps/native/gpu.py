@@ -1,0 +1,206 @@
+"""The GPU library's C interface (`gpu_cache.h`) in Python: caches of a model's tables on GPUs."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from hpsbench.errors import HpsError
+from hpsbench.hps.native import build
+from hpsbench.hps.native.bindings import Error, NativeModel
+from hpsbench.machine import find_gpus
+
+CACHE_TYPES = ("dynamic", "static", "uvm")
+_OK = 0
+_RESOURCE_EXHAUSTED = 8
+_MEMORY_HINT = (
+    "lower gpucacheper; or have the process that uses TensorFlow leave GPU memory free "
+    "(TF_FORCE_GPU_ALLOW_GROWTH=true, or call Init before TensorFlow uses the GPU)"
+)
+_HINT = "see what else uses the GPU (nvidia-smi), or set gpucache to false"
+
+
+class _Options(ctypes.Structure):
+    _fields_ = (
+        ("device", ctypes.c_int32),
+        ("type", ctypes.c_int),
+        ("share", ctypes.c_double),
+        ("hit_rate_threshold", ctypes.c_double),
+        ("preload", ctypes.c_int32),
+        ("num_workspaces", ctypes.c_int32),
+        ("max_keys", ctypes.c_uint64),
+    )
+
+
+class _TableSpec(ctypes.Structure):
+    _fields_ = (("keys", ctypes.c_void_p), ("default_value", ctypes.c_float))
+
+
+class _Part(ctypes.Structure):
+    _fields_ = (
+        ("table", ctypes.c_int32),
+        ("keys", ctypes.c_void_p),
+        ("num_keys", ctypes.c_uint64),
+        ("out", ctypes.c_void_p),
+    )
+
+
+class _Facts(ctypes.Structure):
+    _fields_ = (
+        ("capacity", ctypes.c_uint64),
+        ("device_bytes", ctypes.c_uint64),
+        ("host_bytes", ctypes.c_uint64),
+        ("resident", ctypes.c_int32),
+        ("lookups", ctypes.c_uint64),
+        ("keys", ctypes.c_uint64),
+        ("hits", ctypes.c_uint64),
+        ("unique_keys", ctypes.c_uint64),
+        ("unique_hits", ctypes.c_uint64),
+        ("inserted", ctypes.c_uint64),
+        ("evicted", ctypes.c_uint64),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class GpuCacheOptions:
+    """How one GPU caches the tables of a model; the fields are those of the configuration.
+
+    `max_keys` is what a lookup of one table takes memory for; more keys go in several parts.
+    """
+
+    device: int
+    cache_type: str = "dynamic"
+    share: float = 0.2
+    hit_rate_threshold: float = 0.9
+    preload: bool = True
+    num_workspaces: int = 1
+    max_keys: int = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class GpuFacts:
+    """A table on a GPU, and how often it was asked: counts since load.
+
+    `capacity` is in rows. `hits` of the asked `keys` were answered on the GPU. A `resident` table
+    answers all that exist there, and does not count unique keys.
+    """
+
+    capacity: int
+    device_bytes: int
+    host_bytes: int
+    resident: bool
+    lookups: int
+    keys: int
+    hits: int
+    unique_keys: int
+    unique_hits: int
+    inserted: int
+    evicted: int
+
+
+@functools.cache
+def _library() -> Any:
+    """Return the loaded library, or None where there is no GPU, no driver or no nvcc."""
+    architectures = sorted({gpu.architecture for gpu in find_gpus()})
+    path = build.gpu_library(architectures) if architectures else None
+    if path is None:
+        return None
+    library = ctypes.CDLL(str(path))
+    pointer, int32 = ctypes.c_void_p, ctypes.c_int32
+    error = ctypes.POINTER(Error)
+    signatures: dict[str, tuple[Any, ...]] = {
+        "hps_gpu_count": (),
+        "hps_gpu_attach": (pointer, ctypes.POINTER(_Options), ctypes.POINTER(_TableSpec), error),
+        "hps_gpu_table_facts": (pointer, int32, int32, ctypes.POINTER(_Facts), error),
+        "hps_gpu_lookup_host": (pointer, int32, ctypes.POINTER(_Part), int32, int32, error),
+        "hps_gpu_settle": (pointer, int32, error),
+    }
+    for name, arguments in signatures.items():
+        function = getattr(library, name)
+        function.restype = int32
+        function.argtypes = arguments
+    return library
+
+
+def why_unavailable() -> str | None:
+    """Return what is missing for a cache on a GPU in this process; None where nothing is."""
+    if not find_gpus():
+        return "no GPU"
+    if _library() is None:
+        return "no nvcc to compile it with"
+    return None if count() else "CUDA sees no GPU"
+
+
+def count() -> int:
+    """Return how many GPUs this process sees, and numbers from 0."""
+    library = _library()
+    return 0 if library is None else int(library.hps_gpu_count())
+
+
+def attach(
+    model: NativeModel,
+    options: GpuCacheOptions,
+    keys: Sequence[npt.NDArray[np.int64]],
+    default_values: Sequence[float],
+) -> None:
+    """Give `model` a cache on one GPU, for as long as it lives.
+
+    `keys` are those of each table's rows, in their order. Raises HpsError where GPU memory does not
+    suffice.
+    """
+    kept = [np.ascontiguousarray(k, np.int64) for k in keys]
+    specs = (_TableSpec * len(kept))()
+    for spec, table_keys, default_value in zip(specs, kept, default_values, strict=True):
+        spec.keys, spec.default_value = table_keys.ctypes.data, default_value
+    native = _Options(
+        options.device, CACHE_TYPES.index(options.cache_type), options.share,
+        options.hit_rate_threshold, options.preload, options.num_workspaces, options.max_keys,
+    )  # fmt: skip
+    _call("hps_gpu_attach", model.handle, ctypes.byref(native), specs)
+
+
+def facts(model: NativeModel, device: int, table: int) -> GpuFacts:
+    """Return what table number `table` of `model` is on GPU `device`, and its counters."""
+    found = _Facts()
+    _call("hps_gpu_table_facts", model.handle, device, table, ctypes.byref(found))
+    values = {name: getattr(found, name) for name, _ in _Facts._fields_}
+    return GpuFacts(**{**values, "resident": bool(values["resident"])})
+
+
+def lookup(
+    model: NativeModel, device: int, keys_of_tables: Sequence[tuple[int, npt.NDArray[Any]]]
+) -> list[npt.NDArray[np.float32]]:
+    """Return float32[n, dim] for each table number and its keys, by way of GPU `device`.
+
+    All keys are int64[n], or all are int32[n].
+    """
+    asked = [(table, np.ascontiguousarray(keys)) for table, keys in keys_of_tables]
+    outs = [np.full((len(k), model.embedding_dims[t]), np.nan, np.float32) for t, k in asked]
+    parts = (_Part * len(asked))()
+    for part, (table, keys), out in zip(parts, asked, outs, strict=True):
+        part.table, part.keys, part.num_keys = table, keys.ctypes.data, len(keys)
+        part.out = out.ctypes.data
+    key_bytes = asked[0][1].itemsize if asked else 0
+    _call("hps_gpu_lookup_host", model.handle, device, parts, len(parts), key_bytes)
+    return outs
+
+
+def settle(model: NativeModel, device: int) -> None:
+    """Wait until what is to be inserted in the background is."""
+    _call("hps_gpu_settle", model.handle, device)
+
+
+def _call(name: str, *arguments: Any) -> None:
+    error = Error()
+    status = getattr(_library(), name)(*arguments, ctypes.byref(error))
+    if status != _OK:
+        raise HpsError(
+            error.text.decode(errors="replace"),
+            hint=_MEMORY_HINT if status == _RESOURCE_EXHAUSTED else _HINT,
+        )

@@ -1,0 +1,206 @@
+#include "gpu_cache.h"
+
+#include <algorithm>
+#include <cstring>
+#include <exception>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "gpu_inserter.h"
+#include "gpu_memory.h"
+#include "gpu_table.h"
+#include "gpu_workspace.h"
+
+struct hps_gpu_cache {
+  hps_gpu_cache(int gpu, int32_t num_workspaces, uint64_t max_keys, uint64_t largest_dim)
+      : device(gpu),
+        pool(num_workspaces, max_keys, largest_dim),
+        inserter(std::make_unique<hps::gpu::Inserter>(gpu, largest_dim)) {}
+  ~hps_gpu_cache() { inserter.reset(); }  // its jobs use the tables
+
+  const int device;
+  hps::gpu::WorkspacePool pool;
+  std::unique_ptr<hps::gpu::Inserter> inserter;
+  std::vector<std::unique_ptr<hps::gpu::Table>> tables;
+};
+
+namespace {
+
+using hps::gpu::check;
+using hps::gpu::DeviceScope;
+using hps::gpu::Error;
+
+constexpr uint64_t kMaxKeys = 1 << 30;
+
+hps_status fail(hps_error* error, hps_status status, const std::string& text) {
+  const size_t length = std::min(text.size(), sizeof(error->text) - 1);
+  std::memcpy(error->text, text.data(), length);
+  error->text[length] = '\0';
+  return status;
+}
+
+// Calls `run`, and turns what it throws into a status and a text.
+template <class Run>
+hps_status guarded(hps_error* error, const Run& run) {
+  try {
+    run();
+    return HPS_OK;
+  } catch (const Error& e) {
+    return fail(error, e.status, e.text);
+  } catch (const std::bad_alloc&) {
+    return fail(error, HPS_RESOURCE_EXHAUSTED, "no host memory left");
+  } catch (const std::exception& e) {
+    return fail(error, HPS_INTERNAL, e.what());
+  }
+}
+
+hps_status lookup(hps_gpu_cache* cache, const hps_gpu_part* parts, int32_t num_parts,
+                  int32_t key_bytes, void* stream, hps_error* error) {
+  return guarded(error, [&] {
+    const DeviceScope scope(cache->device);
+    std::vector<hps::gpu::Request> requests;
+    for (const hps_gpu_part* part = parts; part != parts + num_parts; ++part) {
+      requests.push_back({cache->tables[part->table].get(),
+                          {part->keys, key_bytes, part->num_keys},
+                          part->out});
+    }
+    hps::gpu::look_up(requests, static_cast<cudaStream_t>(stream));
+  });
+}
+
+void destroy(hps_gpu_cache* cache) {
+  int before = 0;
+  cudaGetDevice(&before);
+  cudaSetDevice(cache->device);
+  cache->inserter.reset();
+  cudaDeviceSynchronize();  // lookups may still read the rows
+  delete cache;
+  cudaSetDevice(before);
+}
+
+constexpr hps_gpu_functions kFunctions = {lookup, destroy};
+
+hps_gpu_cache* find(const hps_model* model, int32_t device) {
+  const hps_gpu_functions* functions;
+  hps_gpu_cache* const cache = hps_model_gpu(model, device, &functions);
+  if (cache == nullptr) {
+    throw Error{HPS_NOT_FOUND, "the model has no cache on GPU " + std::to_string(device)};
+  }
+  return cache;
+}
+
+std::unique_ptr<hps::gpu::Table> make_table(const hps::gpu::HostTable& host,
+                                            const hps_gpu_options& options,
+                                            hps_gpu_cache& cache) {
+  const double share = std::min(1.0, std::max(0.0, options.share));
+  switch (options.type) {
+    case HPS_GPU_STATIC:
+      return make_resident_table(host, host.num_keys, true, cache.device);
+    case HPS_GPU_UVM:
+      return make_resident_table(
+          host, static_cast<uint64_t>(share * static_cast<double>(host.num_keys)), false,
+          cache.device);
+    case HPS_GPU_DYNAMIC:
+      break;
+  }
+  if (share >= 1) return make_resident_table(host, host.num_keys, false, cache.device);
+  return make_slab_table(host, {share, options.hit_rate_threshold, options.preload != 0},
+                         cache.pool, *cache.inserter);
+}
+
+std::unique_ptr<hps_gpu_cache> make_cache(hps_model* model, const hps_gpu_options& options,
+                                          const hps_gpu_table_spec* specs) {
+  std::vector<hps::gpu::HostTable> hosts;
+  uint64_t largest_dim = 1;
+  for (int32_t t = 0; t < hps_model_num_tables(model); ++t) {
+    hps_table_facts facts;
+    hps_model_table_facts(model, t, &facts);
+    hosts.push_back({model, t, facts.num_keys, facts.embedding_dim, hps_model_rows(model, t),
+                     specs[t].keys, specs[t].default_value});
+    largest_dim = std::max(largest_dim, facts.embedding_dim);
+  }
+  const bool has_slabs = options.type == HPS_GPU_DYNAMIC && options.share < 1;
+  auto cache = std::make_unique<hps_gpu_cache>(
+      options.device, has_slabs ? options.num_workspaces : 0,
+      std::max<uint64_t>(1, std::min(options.max_keys, kMaxKeys)), largest_dim);
+  for (const auto& host : hosts) cache->tables.push_back(make_table(host, options, *cache));
+  return cache;
+}
+
+}  // namespace
+
+int32_t hps_gpu_count(void) {
+  int count = 0;
+  if (cudaGetDeviceCount(&count) != cudaSuccess) {
+    cudaGetLastError();
+    return 0;
+  }
+  return count;
+}
+
+hps_status hps_gpu_attach(hps_model* model, const hps_gpu_options* options,
+                          const hps_gpu_table_spec* tables, hps_error* error) {
+  return guarded(error, [&] {
+    const DeviceScope scope(options->device);
+    size_t free_bytes = 0;
+    size_t total_bytes = 0;
+    check(cudaMemGetInfo(&free_bytes, &total_bytes), "tell the free memory of the GPU");
+    try {
+      auto cache = make_cache(model, *options, tables);
+      if (hps_model_attach_gpu(model, options->device, cache.get(), &kFunctions) != HPS_OK) {
+        throw Error{HPS_ALREADY_EXISTS,
+                    "the model has a cache on GPU " + std::to_string(options->device)};
+      }
+      cache.release();
+    } catch (const Error& e) {
+      if (e.status != HPS_RESOURCE_EXHAUSTED) throw;
+      throw Error{e.status, e.text + "; GPU " + std::to_string(options->device) + " had " +
+                                std::to_string(free_bytes) + " of " +
+                                std::to_string(total_bytes) + " bytes free before"};
+    }
+  });
+}
+
+hps_status hps_gpu_table_facts(const hps_model* model, int32_t device, int32_t table,
+                               hps_gpu_facts* facts, hps_error* error) {
+  return guarded(error, [&] {
+    const DeviceScope scope(device);
+    *facts = find(model, device)->tables[table]->facts();
+  });
+}
+
+hps_status hps_gpu_lookup_host(hps_model* model, int32_t device, const hps_gpu_part* parts,
+                               int32_t num_parts, int32_t key_bytes, hps_error* error) {
+  return guarded(error, [&] {
+    hps_gpu_cache* const cache = find(model, device);
+    const DeviceScope scope(device);
+    const hps::gpu::Stream stream;
+    std::vector<hps::gpu::DeviceBuffer<char>> keys;
+    std::vector<hps::gpu::DeviceBuffer<float>> rows;
+    std::vector<hps::gpu::Request> requests;
+    for (const hps_gpu_part* part = parts; part != parts + num_parts; ++part) {
+      hps_table_facts facts;
+      hps_model_table_facts(model, part->table, &facts);
+      keys.emplace_back(part->num_keys * key_bytes);
+      rows.emplace_back(part->num_keys * facts.embedding_dim);
+      check(cudaMemcpyAsync(keys.back().get(), part->keys, keys.back().num_bytes(),
+                            cudaMemcpyHostToDevice, stream.get()),
+            "copy keys to the GPU");
+      requests.push_back({cache->tables[part->table].get(),
+                          {keys.back().get(), key_bytes, part->num_keys},
+                          rows.back().get()});
+    }
+    hps::gpu::look_up(requests, stream.get());
+    for (int32_t i = 0; i < num_parts; ++i) {
+      check(cudaMemcpyAsync(parts[i].out, rows[i].get(), rows[i].num_bytes(),
+                            cudaMemcpyDeviceToHost, stream.get()),
+            "copy rows from the GPU");
+    }
+    stream.wait();
+  });
+}
+
+hps_status hps_gpu_settle(hps_model* model, int32_t device, hps_error* error) {
+  return guarded(error, [&] { find(model, device)->inserter->settle(); });
+}

@@ -1,0 +1,88 @@
+// The C interface of the GPU library: caches of a model's tables on GPUs.
+//
+// The library is optional. It is compiled by nvcc, links the core and no TensorFlow, and attaches
+// what it makes to a model of the core (`hps_model_attach_gpu`), where the TensorFlow operation
+// finds it. It loads on machines without a GPU, where `hps_gpu_count` says 0.
+//
+// Terms. A *resident* table answers every key on the GPU: an exact index over all keys, with all
+// rows in GPU memory (static, and dynamic with a share of 1) or the last of them in host memory
+// that the GPU reads (uvm). A *slab* table (dynamic) holds a share of the rows in sets of 16 slots,
+// and replaces the least recently used slot of a set. `hit rate` = unique keys that hit / unique
+// keys. A key that no table holds is answered with the default, and never takes a slot.
+//
+// Threads and errors are as in core.h.
+#ifndef HPSBENCH_HPS_NATIVE_GPU_CACHE_H_
+#define HPSBENCH_HPS_NATIVE_GPU_CACHE_H_
+
+#include "core.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+#pragma GCC visibility push(default)
+
+typedef enum {
+  HPS_GPU_DYNAMIC = 0,
+  HPS_GPU_STATIC = 1,
+  HPS_GPU_UVM = 2,
+} hps_gpu_cache_type;
+
+typedef struct {
+  int32_t device;  // as CUDA numbers the visible ones
+  hps_gpu_cache_type type;
+  double share;  // of each table's rows in GPU memory, 0 to 1; static takes all
+  // dynamic: at or above this hit rate, missing keys get the default now and are inserted in the
+  // background; below it, the lookup fetches them. Above 1, every lookup does.
+  double hit_rate_threshold;
+  int32_t preload;         // dynamic: fill the cache with the first rows
+  int32_t num_workspaces;  // dynamic: lookups at a time for which memory is taken at the start
+  uint64_t max_keys;       // dynamic: keys per lookup for which memory is taken; more go in parts
+} hps_gpu_options;
+
+typedef struct {
+  const int64_t* keys;  // of the table's rows, in their order; read by hps_gpu_attach only
+  float default_value;
+} hps_gpu_table_spec;
+
+typedef struct {
+  uint64_t capacity;      // rows that GPU memory holds
+  uint64_t device_bytes;  // GPU memory of the table, without workspaces
+  uint64_t host_bytes;    // page-locked host memory of the table
+  int32_t resident;       // every key is answered on the GPU; then unique keys are not counted
+  // Since load: batches looked up, keys asked, and of those the ones answered from the cache.
+  uint64_t lookups;
+  uint64_t keys;
+  uint64_t hits;
+  uint64_t unique_keys;
+  uint64_t unique_hits;
+  uint64_t inserted;
+  uint64_t evicted;
+} hps_gpu_facts;
+
+// How many GPUs this process sees; 0 without a driver that fits.
+int32_t hps_gpu_count(void);
+
+// Makes a cache of all tables of `model` on one GPU and attaches it to the model, which owns it.
+// `tables` has one entry per table. Fails where GPU memory does not suffice, saying how much is
+// needed, and where the model has a cache on that GPU.
+hps_status hps_gpu_attach(hps_model* model, const hps_gpu_options* options,
+                          const hps_gpu_table_spec* tables, hps_error* error);
+
+// HPS_NOT_FOUND where the model has no cache on `device`.
+hps_status hps_gpu_table_facts(const hps_model* model, int32_t device, int32_t table,
+                               hps_gpu_facts* facts, hps_error* error);
+
+// Looks up keys by way of the GPU, and returns when all outputs are written. Keys and outputs of the
+// parts are in host memory.
+hps_status hps_gpu_lookup_host(hps_model* model, int32_t device, const hps_gpu_part* parts,
+                               int32_t num_parts, int32_t key_bytes, hps_error* error);
+
+// Waits until what was to be inserted in the background is.
+hps_status hps_gpu_settle(hps_model* model, int32_t device, hps_error* error);
+
+#pragma GCC visibility pop
+#ifdef __cplusplus
+}
+#endif
+
+#endif  // HPSBENCH_HPS_NATIVE_GPU_CACHE_H_

@@ -1,0 +1,205 @@
+// The kernels of a slab table: probe and copy, rows of missing keys, insertion.
+//
+// A set is 16 slots, whose keys are one line of memory, so eight lanes probe a key at once. A free
+// slot holds a key that belongs to another set, so it is never found, and no key is reserved. A
+// slot's stamp is the number of the lookup that used it last, 0 where it is free.
+#ifndef HPSBENCH_HPS_NATIVE_GPU_SLAB_KERNELS_CUH_
+#define HPSBENCH_HPS_NATIVE_GPU_SLAB_KERNELS_CUH_
+
+#include "gpu_rows.cuh"
+#include "gpu_workspace.h"
+
+namespace hps::gpu {
+
+constexpr uint32_t kSlotsPerSet = 16;
+constexpr uint32_t kNoPosition = UINT32_MAX;
+
+struct SlabView {
+  int64_t* keys;
+  uint32_t* stamps;
+  float* rows;
+  uint64_t num_sets;
+  const float* default_row;
+  uint32_t dim;
+  unsigned long long* inserted;
+  unsigned long long* evicted;
+};
+
+// Of the two keys that stand for "free", the one that belongs to another set.
+__global__ void free_slots(SlabView slabs, int64_t one_key, int64_t other_key) {
+  const uint64_t slot = blockIdx.x * uint64_t{blockDim.x} + threadIdx.x;
+  if (slot >= slabs.num_sets * kSlotsPerSet) return;
+  const bool own = home_of(one_key, slabs.num_sets) == slot / kSlotsPerSet;
+  slabs.keys[slot] = own ? other_key : one_key;
+  slabs.stamps[slot] = 0;
+}
+
+// Adds up `wanted` over the warp and reserves that many places from `counter` on; returns this
+// lane's place.
+__device__ inline uint32_t reserve(bool wanted, unsigned int* counter) {
+  const unsigned lanes = __ballot_sync(kAllLanes, wanted);
+  if (lanes == 0) return 0;
+  uint32_t first = 0;
+  if (lane_number() == 0) first = atomicAdd(counter, __popc(lanes));
+  return __shfl_sync(kAllLanes, first, 0) + __popc(lanes & ((1u << lane_number()) - 1));
+}
+
+// Returns the position of the first lane, of any warp, that came with this key: maybe `position`.
+template <class Key>
+__device__ uint32_t first_with_key(const MissLists& lists, const Key* keys, uint32_t position) {
+  const Key key = keys[position];
+  const unsigned long long entry = uint64_t{lists.number} << 32 | position;
+  uint32_t place = static_cast<uint32_t>(home_of(key, uint64_t{lists.seen_mask} + 1));
+  for (;;) {
+    unsigned long long there = *static_cast<volatile unsigned long long*>(&lists.seen[place]);
+    if (there >> 32 != lists.number) {
+      const unsigned long long before = atomicCAS(&lists.seen[place], there, entry);
+      if (before == there) return position;
+      there = before;  // only this lookup writes here, so it is an entry of its own
+    }
+    const uint32_t other = static_cast<uint32_t>(there);
+    if (keys[other] == key) return other;
+    place = (place + 1) & lists.seen_mask;
+  }
+}
+
+// Copies the rows of keys that are cached, the default for others, and lists what is missing.
+template <class Shape, class Key>
+__global__ void __launch_bounds__(kThreads)
+    slab_lookup(const SlabView slabs, const Key* keys, uint32_t num_keys, float* out,
+                uint32_t stamp, const MissLists lists) {
+  using Vec = typename Shape::Vec;
+  const uint32_t first = static_cast<uint32_t>(warp_number() * Shape::kKeys);
+  if (first >= num_keys) return;
+  const uint32_t count = min(num_keys - first, uint32_t{Shape::kKeys});
+  const int lane = lane_number();
+  const bool mine = lane < count;
+  const uint32_t position = first + lane;
+  const int64_t key = mine ? keys[position] : 0;
+  const uint64_t set = home_of(key, slabs.num_sets);
+  bool hit = false;
+  uint64_t slot = 0;
+  if (slabs.num_sets != 0) {
+#pragma unroll
+    for (int begin = 0; begin < Shape::kKeys; begin += 4) {
+      const int64_t wanted = __shfl_sync(kAllLanes, key, begin + lane / 8);
+      const uint64_t its_set = __shfl_sync(kAllLanes, set, begin + lane / 8);
+      const longlong2 pair = *reinterpret_cast<const longlong2*>(
+          slabs.keys + its_set * kSlotsPerSet + lane % 8 * 2);
+      const unsigned even = __ballot_sync(kAllLanes, pair.x == wanted);
+      const unsigned odd = __ballot_sync(kAllLanes, pair.y == wanted);
+      if (lane >= begin && lane < begin + 4) {
+        const unsigned even_hits = even >> (lane - begin) * 8 & 0xff;
+        const unsigned odd_hits = odd >> (lane - begin) * 8 & 0xff;
+        hit = mine && (even_hits | odd_hits) != 0;
+        slot = set * kSlotsPerSet +
+               (even_hits != 0 ? 2 * (__ffs(even_hits) - 1) : 2 * (__ffs(odd_hits) - 1) + 1);
+      }
+    }
+  }
+  // The first of a key's hits is the one that finds an older stamp.
+  const bool first_hit = hit && slabs.stamps[slot] != stamp &&
+                         atomicExch(&slabs.stamps[slot], stamp) != stamp;
+  const unsigned first_hits = __ballot_sync(kAllLanes, first_hit);
+  if (first_hits != 0 && lane == 0) {
+    atomicAdd(&lists.counts->hits[blockIdx.x % LookupCounts::kHitCounters].unique_hits,
+              __popc(first_hits));
+  }
+  const bool missing = mine && !hit;
+  if (__any_sync(kAllLanes, missing)) {
+    const uint32_t original = missing ? first_with_key(lists, keys, position) : position;
+    const bool unique = missing && original == position;
+    const uint32_t place = reserve(unique, &lists.counts->missing_keys);
+    if (unique) {
+      lists.host_keys[place] = key;
+      lists.keys[place] = key;
+      lists.positions[place] = position;
+    }
+    const bool again = missing && original != position;
+    const uint32_t next = reserve(again, &lists.counts->duplicates);
+    if (again) {
+      lists.duplicates[next] = position;
+      lists.originals[next] = original;
+    }
+  }
+  const float* source = hit ? slabs.rows + slot * slabs.dim : slabs.default_row;
+  copy_rows<Vec, Shape::kVecs, Shape::kKeys>(reinterpret_cast<const Vec*>(source),
+                                             reinterpret_cast<Vec*>(out + uint64_t{first} * slabs.dim),
+                                             slabs.dim * sizeof(float) / sizeof(Vec), count);
+}
+
+template <class Vec>
+__device__ inline void copy_row(const float* from, float* to, uint32_t dim) {
+  const uint32_t num_vecs = dim * sizeof(float) / sizeof(Vec);
+  for (uint32_t i = lane_number(); i < num_vecs; i += kWarp) {
+    reinterpret_cast<Vec*>(to)[i] = reinterpret_cast<const Vec*>(from)[i];
+  }
+}
+
+// Copies the fetched rows to their positions; a position whose key no table holds is crossed out.
+template <class Vec>
+__global__ void place_rows(const float* rows, const uint8_t* found, uint32_t num_rows,
+                           uint32_t* positions, float* out, uint32_t dim) {
+  const uint64_t i = warp_number();
+  if (i >= num_rows) return;
+  if (found[i] == 0) {
+    if (lane_number() == 0) positions[i] = kNoPosition;
+    return;
+  }
+  copy_row<Vec>(rows + i * dim, out + uint64_t{positions[i]} * dim, dim);
+}
+
+template <class Vec>
+__global__ void repeat_rows(const uint32_t* duplicates, const uint32_t* originals,
+                            uint32_t num_duplicates, float* out, uint32_t dim) {
+  const uint64_t i = warp_number();
+  if (i >= num_duplicates) return;
+  copy_row<Vec>(out + uint64_t{originals[i]} * dim, out + uint64_t{duplicates[i]} * dim, dim);
+}
+
+// Takes slots for keys and copies `rows[positions[i]]`, or rows[i] without positions, there. A
+// slot is taken by changing its stamp from what it was, and one that is as recent as `stamp` is
+// never taken, so no two keys of a launch get the same slot. Neither a lookup nor another
+// insertion may run at the same time.
+template <class Vec>
+__global__ void insert_rows(SlabView slabs, const int64_t* keys, const uint32_t* positions,
+                            const uint8_t* found, const float* rows, uint32_t num_keys,
+                            uint32_t stamp) {
+  const uint64_t i = warp_number();
+  if (i >= num_keys || slabs.num_sets == 0) return;
+  if (found != nullptr && found[i] == 0) return;
+  const uint64_t row = positions != nullptr ? positions[i] : i;
+  if (positions != nullptr && row == kNoPosition) return;
+  const int lane = lane_number();
+  const int64_t key = keys[i];
+  const uint64_t first_slot = home_of(key, slabs.num_sets) * kSlotsPerSet;
+  const bool has_slot = lane < kSlotsPerSet;
+  volatile int64_t* const slot_keys = slabs.keys + first_slot;
+  volatile uint32_t* const stamps = slabs.stamps + first_slot;
+  if (__any_sync(kAllLanes, has_slot && slot_keys[lane % kSlotsPerSet] == key)) return;
+  for (;;) {
+    const uint32_t seen = stamps[lane % kSlotsPerSet];
+    // How many lookups ago, in numbers that begin anew after 2^32; free slots first.
+    const int32_t age = static_cast<int32_t>(stamp - seen);
+    const int32_t rank = !has_slot ? INT32_MIN : seen == 0 ? INT32_MAX : age;
+    const int32_t oldest = __reduce_max_sync(kAllLanes, rank);
+    if (oldest <= 0) return;
+    const int victim = __ffs(__ballot_sync(kAllLanes, rank == oldest)) - 1;
+    uint32_t before = 0;
+    if (lane == victim) before = atomicCAS(&slabs.stamps[first_slot + lane], seen, stamp);
+    const bool taken = __shfl_sync(kAllLanes, lane == victim && before == seen, victim);
+    if (!taken) continue;
+    if (lane == victim) {
+      slot_keys[lane] = key;
+      atomicAdd(slabs.inserted, 1ull);
+      if (seen != 0) atomicAdd(slabs.evicted, 1ull);
+    }
+    copy_row<Vec>(rows + row * slabs.dim, slabs.rows + (first_slot + victim) * slabs.dim,
+                  slabs.dim);
+    return;
+  }
+}
+
+}  // namespace hps::gpu
+
+#endif  // HPSBENCH_HPS_NATIVE_GPU_SLAB_KERNELS_CUH_

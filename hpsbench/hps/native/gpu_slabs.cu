@@ -1,0 +1,267 @@
+// Slab tables: a share of the rows on the GPU, the others fetched from the host when missed.
+//
+// Order on the GPU. Lookups of one table run side by side on their streams, and an insertion runs
+// alone: it waits for the lookups given to the GPU before it, and those after it wait for it. The
+// waiting is done by the GPU; `order_` is held only while work is handed over.
+#include <algorithm>
+#include <cstring>
+#include <shared_mutex>
+#include <vector>
+
+#include "gpu_inserter.h"
+#include "gpu_slab_kernels.cuh"
+#include "gpu_table.h"
+#include "gpu_workspace.h"
+
+namespace hps::gpu {
+
+namespace {
+
+constexpr uint32_t kPreloadStamp = 1;
+
+struct SlabCounters {
+  unsigned long long inserted;
+  unsigned long long evicted;
+};
+
+// Records an event when it goes out of scope, however that comes about.
+class RecordAtEnd {
+ public:
+  RecordAtEnd(Event& event, cudaStream_t stream) : event_(event), stream_(stream) {}
+  ~RecordAtEnd() {
+    try {
+      event_.record(stream_);
+    } catch (const Error&) {  // the next call of CUDA fails as well, and says so
+    }
+  }
+  RecordAtEnd(const RecordAtEnd&) = delete;
+  RecordAtEnd& operator=(const RecordAtEnd&) = delete;
+
+ private:
+  Event& event_;
+  cudaStream_t stream_;
+};
+
+class SlabTable : public Table {
+ public:
+  SlabTable(const HostTable& host, const SlabOptions& options, WorkspacePool& pool,
+            Inserter& inserter)
+      : host_(host),
+        threshold_(options.hit_rate_threshold),
+        pool_(pool),
+        inserter_(inserter),
+        num_sets_(sets_for(host, options.share)),
+        slot_keys_(num_sets_ * kSlotsPerSet),
+        stamps_(num_sets_ * kSlotsPerSet),
+        rows_(num_sets_ * kSlotsPerSet * host.embedding_dim),
+        default_row_(default_row(host)),
+        counters_(1) {
+    check(cudaMemset(counters_.get(), 0, counters_.num_bytes()), "clear counters");
+    view_ = {slot_keys_.get(), stamps_.get(), rows_.get(), num_sets_, default_row_.get(),
+             static_cast<uint32_t>(host.embedding_dim), &counters_.get()->inserted,
+             &counters_.get()->evicted};
+    if (num_sets_ != 0) {
+      constexpr unsigned kFreeThreads = 256;
+      const int64_t one_key = 0;
+      int64_t other_key = 1;
+      while (home_of(other_key, num_sets_) == home_of(one_key, num_sets_)) ++other_key;
+      free_slots<<<static_cast<unsigned>((slot_keys_.count() + kFreeThreads - 1) / kFreeThreads),
+                   kFreeThreads>>>(view_, one_key, other_key);
+      check_launch("free_slots");
+    }
+    check(cudaDeviceSynchronize(), "build a table");
+    host_.keys = nullptr;
+    if (options.preload && num_sets_ != 0) {
+      inserter_.run([&](Staging& staging, cudaStream_t stream) {
+        insert_from_host(host.keys, std::min(host.num_keys, slot_keys_.count()), kPreloadStamp,
+                         staging, stream);
+      });
+    }
+  }
+
+  void lookup(const Keys& keys, float* out, cudaStream_t stream) override {
+    for (uint64_t begin = 0; begin < keys.count; begin += pool_.max_keys()) {
+      const uint64_t count = std::min(pool_.max_keys(), keys.count - begin);
+      lookup_part(keys.part(begin, count), out + begin * host_.embedding_dim, stream);
+    }
+    lookups_.fetch_add(1, std::memory_order_relaxed);
+  }
+
+  hps_gpu_facts facts() override {
+    hps_gpu_facts facts = {};
+    facts.capacity = slot_keys_.count();
+    facts.device_bytes = slot_keys_.num_bytes() + stamps_.num_bytes() + rows_.num_bytes() +
+                         default_row_.num_bytes();
+    facts.lookups = lookups_.load(std::memory_order_relaxed);
+    facts.keys = keys_.load(std::memory_order_relaxed);
+    facts.hits = hits_.load(std::memory_order_relaxed);
+    facts.unique_keys = unique_keys_.load(std::memory_order_relaxed);
+    facts.unique_hits = unique_hits_.load(std::memory_order_relaxed);
+    SlabCounters counters;
+    check(cudaMemcpy(&counters, counters_.get(), sizeof(counters), cudaMemcpyDeviceToHost),
+          "read counters");
+    facts.inserted = counters.inserted;
+    facts.evicted = counters.evicted;
+    return facts;
+  }
+
+ private:
+  static uint64_t sets_for(const HostTable& host, double share) {
+    const double slots = std::min(1.0, share) * static_cast<double>(host.num_keys);
+    if (slots <= 0) return 0;
+    // Two at least: a free slot holds a key of another set.
+    return std::max<uint64_t>(2, static_cast<uint64_t>(slots + kSlotsPerSet - 1) / kSlotsPerSet);
+  }
+
+  uint32_t next_stamp() {
+    uint32_t stamp;
+    do stamp = stamp_.fetch_add(1, std::memory_order_relaxed);
+    while (stamp == 0);
+    return stamp;
+  }
+
+  void lookup_part(const Keys& keys, float* out, cudaStream_t stream) {
+    const WorkspacePool::Loan workspace(pool_);
+    const uint32_t stamp = next_stamp();
+    workspace->used.hold(stream);
+    const RecordAtEnd used(workspace->used, stream);
+    const MissLists lists = workspace->lists(keys.count, stream);
+    check(cudaMemsetAsync(lists.counts, 0, sizeof(LookupCounts), stream), "clear counters");
+    {
+      const std::shared_lock<std::shared_mutex> lock(order_);
+      inserted_.hold(stream);
+      launch_lookup(keys, out, stamp, lists, stream);
+      workspace->probed.record(stream);
+    }
+    LookupCounts& counts = workspace->host_counts[0];
+    check(cudaMemcpyAsync(&counts, lists.counts, sizeof(counts), cudaMemcpyDeviceToHost, stream),
+          "read counters");
+    check(cudaStreamSynchronize(stream), "look keys up");
+    uint64_t unique_hits = 0;
+    for (const auto& counter : counts.hits) unique_hits += counter.unique_hits;
+    const uint64_t unique_keys = unique_hits + counts.missing_keys;
+    keys_.fetch_add(keys.count, std::memory_order_relaxed);
+    hits_.fetch_add(keys.count - counts.missing_keys - counts.duplicates,
+                    std::memory_order_relaxed);
+    unique_keys_.fetch_add(unique_keys, std::memory_order_relaxed);
+    unique_hits_.fetch_add(unique_hits, std::memory_order_relaxed);
+    if (counts.missing_keys == 0) return;
+    const double hit_rate = static_cast<double>(unique_hits) / static_cast<double>(unique_keys);
+    // Without a slot, nothing that is inserted later could ever hit.
+    if (hit_rate >= threshold_ && num_sets_ != 0) {
+      std::vector<int64_t> missing(lists.host_keys, lists.host_keys + counts.missing_keys);
+      inserter_.offer([this, stamp, missing = std::move(missing)](Staging& staging,
+                                                                  cudaStream_t its_stream) {
+        insert_from_host(missing.data(), missing.size(), stamp, staging, its_stream);
+      });
+      return;
+    }
+    fetch_missing(lists, counts.missing_keys, workspace->staging, out, stream);
+    if (counts.duplicates != 0) {
+      with_vec(out, [&](auto vec) {
+        repeat_rows<decltype(vec)><<<num_blocks(counts.duplicates), kThreads, 0, stream>>>(
+            lists.duplicates, lists.originals, counts.duplicates, out, view_.dim);
+      });
+      check_launch("repeat_rows");
+    }
+    insert(lists.keys, lists.positions, nullptr, out, counts.missing_keys, stamp, stream);
+  }
+
+  void launch_lookup(const Keys& keys, float* out, uint32_t stamp, const MissLists& lists,
+                     cudaStream_t stream) {
+    with_key_type(keys, [&](auto* data) {
+      using Key = std::remove_const_t<std::remove_pointer_t<decltype(data)>>;
+      with_row_shape(host_.embedding_dim, is_aligned(out), [&](auto shape) {
+        using Shape = decltype(shape);
+        const uint64_t num_warps = (keys.count + Shape::kKeys - 1) / Shape::kKeys;
+        slab_lookup<Shape, Key><<<num_blocks(num_warps), kThreads, 0, stream>>>(
+            view_, data, static_cast<uint32_t>(keys.count), out, stamp, lists);
+      });
+    });
+    check_launch("slab_lookup");
+  }
+
+  void fetch_missing(const MissLists& lists, uint64_t num_missing, Staging& staging, float* out,
+                     cudaStream_t stream) {
+    staging.in_pieces(
+        num_missing, host_.embedding_dim, stream,
+        [&](uint64_t begin, uint64_t count, Staging::Half& half) {
+          fetch(lists.host_keys + begin, count, half, stream);
+          with_vec(out, [&](auto vec) {
+            place_rows<decltype(vec)><<<num_blocks(count), kThreads, 0, stream>>>(
+                half.device_rows.get(), half.device_found.get(), static_cast<uint32_t>(count),
+                lists.positions + begin, out, view_.dim);
+          });
+          check_launch("place_rows");
+        });
+  }
+
+  void insert_from_host(const int64_t* keys, uint64_t num_keys, uint32_t stamp, Staging& staging,
+                        cudaStream_t stream) {
+    staging.in_pieces(num_keys, host_.embedding_dim, stream,
+                      [&](uint64_t begin, uint64_t count, Staging::Half& half) {
+                        std::memcpy(half.keys.get(), keys + begin, count * sizeof(int64_t));
+                        fetch(keys + begin, count, half, stream);
+                        insert(half.keys.get(), nullptr, half.device_found.get(),
+                               half.device_rows.get(), count, stamp, stream);
+                      });
+  }
+
+  void fetch(const int64_t* keys, uint64_t num_keys, Staging::Half& half, cudaStream_t stream) {
+    hps_fetch(host_.model, host_.number, keys, num_keys, half.rows.get(), half.found.get());
+    half.send(num_keys, host_.embedding_dim, stream);
+  }
+
+  void insert(const int64_t* keys, const uint32_t* positions, const uint8_t* found,
+              const float* rows, uint64_t num_keys, uint32_t stamp, cudaStream_t stream) {
+    if (num_sets_ == 0) return;
+    const std::unique_lock<std::shared_mutex> lock(order_);
+    pool_.hold_for_lookups(stream);
+    inserted_.hold(stream);
+    with_vec(rows, [&](auto vec) {
+      insert_rows<decltype(vec)><<<num_blocks(num_keys), kThreads, 0, stream>>>(
+          view_, keys, positions, found, rows, static_cast<uint32_t>(num_keys), stamp);
+    });
+    check_launch("insert_rows");
+    inserted_.record(stream);
+  }
+
+  // Calls `run` with a float4 where rows at `address` can be copied as such, else with a float.
+  template <class Run>
+  void with_vec(const void* address, const Run& run) const {
+    if (host_.embedding_dim % 4 == 0 && is_aligned(address)) {
+      run(float4());
+    } else {
+      run(float());
+    }
+  }
+
+  HostTable host_;
+  const double threshold_;
+  WorkspacePool& pool_;
+  Inserter& inserter_;
+  const uint64_t num_sets_;
+  DeviceBuffer<int64_t> slot_keys_;
+  DeviceBuffer<uint32_t> stamps_;
+  DeviceBuffer<float> rows_;
+  DeviceBuffer<float> default_row_;
+  DeviceBuffer<SlabCounters> counters_;
+  SlabView view_;
+  std::shared_mutex order_;
+  Event inserted_;
+  std::atomic<uint32_t> stamp_{kPreloadStamp + 1};
+  std::atomic<uint64_t> lookups_{0};
+  std::atomic<uint64_t> keys_{0};
+  std::atomic<uint64_t> hits_{0};
+  std::atomic<uint64_t> unique_keys_{0};
+  std::atomic<uint64_t> unique_hits_{0};
+};
+
+}  // namespace
+
+std::unique_ptr<Table> make_slab_table(const HostTable& table, const SlabOptions& options,
+                                       WorkspacePool& pool, Inserter& inserter) {
+  return std::make_unique<SlabTable>(table, options, pool, inserter);
+}
+
+}  // namespace hps::gpu

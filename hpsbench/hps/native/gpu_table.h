@@ -1,0 +1,88 @@
+// What all tables on a GPU have in common, whichever way they hold their rows.
+#ifndef HPSBENCH_HPS_NATIVE_GPU_TABLE_H_
+#define HPSBENCH_HPS_NATIVE_GPU_TABLE_H_
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "core.h"
+#include "gpu_cache.h"
+#include "gpu_memory.h"
+
+namespace hps::gpu {
+
+// A table of a model as the host holds it.
+struct HostTable {
+  hps_model* model;
+  int32_t number;
+  uint64_t num_keys;
+  uint64_t embedding_dim;
+  const float* rows;
+  const int64_t* keys;  // valid while a GPU table is made
+  float default_value;
+};
+
+// Keys on the GPU: int64, or int32.
+struct Keys {
+  const void* data;
+  int32_t key_bytes;
+  uint64_t count;
+
+  Keys part(uint64_t begin, uint64_t count_of_part) const {
+    return {static_cast<const char*>(data) + begin * key_bytes, key_bytes, count_of_part};
+  }
+};
+
+class Table {
+ public:
+  virtual ~Table() = default;
+  // Writes the rows of `keys` to `out` (on the GPU too), in the order of `stream`.
+  virtual void lookup(const Keys& keys, float* out, cudaStream_t stream) = 0;
+  virtual hps_gpu_facts facts() = 0;
+};
+
+struct Request {
+  Table* table;
+  Keys keys;
+  float* out;
+};
+// Looks up keys, all of one type, of several tables; resident ones share launches.
+void look_up(const std::vector<Request>& requests, cudaStream_t stream);
+
+// Lets Key be the type of the keys in a call of `run`.
+template <class Run>
+void with_key_type(const Keys& keys, const Run& run) {
+  if (keys.key_bytes == 8) {
+    run(static_cast<const int64_t*>(keys.data));
+  } else {
+    run(static_cast<const int32_t*>(keys.data));
+  }
+}
+
+// Copies `num_bytes` to the GPU, through page-locked memory and on several threads.
+void upload(void* device_memory, const void* host_memory, uint64_t num_bytes, int device);
+
+// A row that holds the default value repeated.
+DeviceBuffer<float> default_row(const HostTable& table);
+
+class WorkspacePool;
+class Inserter;
+
+// A share of the rows in slots. `pool` and `inserter` must outlive it.
+struct SlabOptions {
+  double share;
+  double hit_rate_threshold;
+  bool preload;
+};
+std::unique_ptr<Table> make_slab_table(const HostTable& table, const SlabOptions& options,
+                                       WorkspacePool& pool, Inserter& inserter);
+
+// All rows on the GPU, or the first `num_device_rows` there and the others in host memory.
+std::unique_ptr<Table> make_resident_table(const HostTable& table, uint64_t num_device_rows,
+                                           bool first_duplicate_counts, int device);
+
+}  // namespace hps::gpu
+
+#endif  // HPSBENCH_HPS_NATIVE_GPU_TABLE_H_

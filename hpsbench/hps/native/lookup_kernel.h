@@ -1,0 +1,185 @@
+// What the operations' kernels share: their attributes, their model, their outputs, and lookups on
+// the host.
+#ifndef HPSBENCH_HPS_NATIVE_LOOKUP_KERNEL_H_
+#define HPSBENCH_HPS_NATIVE_LOOKUP_KERNEL_H_
+
+#include <algorithm>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "core.h"
+#include "tensorflow/core/framework/op_kernel.h"
+
+namespace hps {
+
+using tensorflow::OpKernel;
+using tensorflow::OpKernelConstruction;
+using tensorflow::OpKernelContext;
+using tensorflow::Tensor;
+using tensorflow::TensorShape;
+
+using ModelReference = std::shared_ptr<hps_model>;
+
+template <class Key>
+class LookupKernel : public OpKernel {
+ public:
+  explicit LookupKernel(OpKernelConstruction* ctx) : OpKernel(ctx) {
+    OP_REQUIRES_OK(ctx, ctx->GetAttr("model_name", &model_name_));
+    OP_REQUIRES_OK(ctx, ctx->GetAttr("ps_config_file", &ps_config_file_));
+    OP_REQUIRES_OK(ctx, ctx->GetAttr("global_batch_size", &global_batch_size_));
+    if (type_string() == "HpsLookup") {
+      table_ids_.resize(1);
+      emb_vec_sizes_.resize(1);
+      OP_REQUIRES_OK(ctx, ctx->GetAttr("table_id", &table_ids_[0]));
+      OP_REQUIRES_OK(ctx, ctx->GetAttr("emb_vec_size", &emb_vec_sizes_[0]));
+    } else {
+      OP_REQUIRES_OK(ctx, ctx->GetAttr("table_ids", &table_ids_));
+      OP_REQUIRES_OK(ctx, ctx->GetAttr("emb_vec_sizes", &emb_vec_sizes_));
+      OP_REQUIRES(ctx, static_cast<int>(table_ids_.size()) == num_inputs(),
+                  absl::InvalidArgumentError("hps_multi_lookup: table_ids needs one id per input"));
+    }
+  }
+
+ protected:
+  // The ids of one input, and where their rows go.
+  struct Part {
+    int64_t first_key;  // of all inputs, one after another
+    int64_t num_keys;
+    const Key* keys;
+    float* out;
+  };
+
+  // Allocates all outputs, and describes what is to be looked up.
+  absl::Status allocate_outputs(OpKernelContext* ctx, std::vector<Part>* parts) const {
+    int64_t num_keys = 0;
+    for (int i = 0; i < num_inputs(); ++i) {
+      const Tensor& ids = ctx->input(i);
+      if (ids.dims() < 1) {
+        return absl::InvalidArgumentError(
+            absl::StrCat("hps_lookup: ids must have at least one dimension, got ",
+                         ids.shape().DebugString(), "; pass [batch] or [batch, hotness]"));
+      }
+      TensorShape shape = ids.shape();
+      TF_RETURN_IF_ERROR(shape.AddDimWithStatus(emb_vec_sizes_[i]));
+      Tensor* embeddings;
+      TF_RETURN_IF_ERROR(ctx->allocate_output(i, shape, &embeddings));
+      parts->push_back({num_keys, ids.NumElements(), ids.flat<Key>().data(),
+                        embeddings->flat<float>().data()});
+      num_keys += ids.NumElements();
+    }
+    return absl::OkStatus();
+  }
+
+  // Looks all parts up, whose keys and outputs are in host memory.
+  void look_up(OpKernelContext* ctx, hps_model* model, const std::vector<Part>& parts) const {
+    const int64_t num_keys = parts.back().first_key + parts.back().num_keys;
+    if (num_keys == 0) return;
+    const auto work = [&](int64_t begin, int64_t end) {
+      for (size_t i = 0; i < parts.size(); ++i) {
+        const Part& part = parts[i];
+        const int64_t first = std::max(begin, part.first_key);
+        const int64_t last = std::min(end, part.first_key + part.num_keys);
+        if (first >= last) continue;
+        const int64_t skip = first - part.first_key;
+        lookup(model, table_ids_[i], part.keys + skip, last - first,
+               part.out + skip * emb_vec_sizes_[i], skip != 0);
+      }
+    };
+    const auto* workers = ctx->device()->tensorflow_cpu_worker_threads();
+    if (num_keys < 2 * kGrain || workers->num_threads == 1) {
+      work(0, num_keys);
+      return;
+    }
+    const int64_t block =
+        std::max(kGrain, (num_keys + 4 * workers->num_threads - 1) / (4 * workers->num_threads));
+    workers->workers->ParallelFor(
+        num_keys, tsl::thread::ThreadPool::SchedulingParams::Fixed(block), work);
+  }
+
+  // The model of this operation, initialised where it was not, and checked against the attributes.
+  absl::Status find_model(ModelReference* model) {
+    const uint64_t generation = hps_registry_generation();
+    {
+      tensorflow::tf_shared_lock lock(mutex_);
+      if (model_ && generation_ == generation) {
+        *model = model_;
+        return absl::OkStatus();
+      }
+    }
+    hps_error error;
+    ModelReference found;
+    // A file that the layer names is compared with what the process was initialised from.
+    if (ps_config_file_.empty()) found = get_model();
+    if (!found) {
+      const hps_status status =
+          hps_initialize(model_name_.c_str(), ps_config_file_.c_str(), global_batch_size_, &error);
+      if (status != HPS_OK) {
+        return absl::Status(static_cast<absl::StatusCode>(status),
+                            absl::StrCat("hps: model ", model_name_, ": ", error.text));
+      }
+      found = get_model();
+    }
+    if (!found) {
+      return absl::InternalError(absl::StrCat("hps: model ", model_name_, " was not registered"));
+    }
+    TF_RETURN_IF_ERROR(check(found.get()));
+    tensorflow::mutex_lock lock(mutex_);
+    model_ = found;
+    generation_ = generation;
+    *model = std::move(found);
+    return absl::OkStatus();
+  }
+
+  std::vector<int64_t> table_ids_;
+
+ private:
+  // Keys per piece of work: enough to pay for handing it to another thread.
+  static constexpr int64_t kGrain = 512;
+
+  static void lookup(hps_model* model, int64_t table, const int64_t* keys, int64_t n, float* out,
+                     bool continued) {
+    hps_lookup_int64(model, static_cast<int32_t>(table), keys, n, out, continued);
+  }
+  static void lookup(hps_model* model, int64_t table, const int32_t* keys, int64_t n, float* out,
+                     bool continued) {
+    hps_lookup_int32(model, static_cast<int32_t>(table), keys, n, out, continued);
+  }
+
+  ModelReference get_model() const {
+    hps_model* const model = hps_registry_get(model_name_.c_str());
+    return model == nullptr ? nullptr : ModelReference(model, hps_model_release);
+  }
+
+  absl::Status check(const hps_model* model) const {
+    for (size_t i = 0; i < table_ids_.size(); ++i) {
+      const int32_t num_tables = hps_model_num_tables(model);
+      if (table_ids_[i] < 0 || table_ids_[i] >= num_tables) {
+        return absl::InvalidArgumentError(absl::StrCat(
+            "hps: model ", model_name_, " has ", num_tables, " tables, and table_id is ",
+            table_ids_[i], "; it must be in [0, ", num_tables - 1, "]"));
+      }
+      hps_table_facts facts;
+      hps_model_table_facts(model, static_cast<int32_t>(table_ids_[i]), &facts);
+      if (static_cast<int64_t>(facts.embedding_dim) != emb_vec_sizes_[i]) {
+        return absl::InvalidArgumentError(absl::StrCat(
+            "hps: table ", table_ids_[i], " of model ", model_name_, " has vectors of ",
+            facts.embedding_dim, " values, and emb_vec_size is ", emb_vec_sizes_[i]));
+      }
+    }
+    return absl::OkStatus();
+  }
+
+  std::string model_name_;
+  std::string ps_config_file_;
+  int64_t global_batch_size_;
+  std::vector<int64_t> emb_vec_sizes_;
+  tensorflow::mutex mutex_;  // guards what follows; held for a copy of the reference only
+  ModelReference model_;
+  uint64_t generation_ = 0;
+};
+
+}  // namespace hps
+
+#endif  // HPSBENCH_HPS_NATIVE_LOOKUP_KERNEL_H_

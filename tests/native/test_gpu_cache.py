@@ -1,0 +1,301 @@
+"""The GPU embedding cache: whatever it holds, a lookup answers as the table on the host does."""
+
+import os
+from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hpsbench.errors import HpsError
+from hpsbench.hps.native import gpu
+from hpsbench.hps.native.bindings import NativeModel, TableSpec
+
+pytestmark = pytest.mark.gpu
+
+INT64 = np.iinfo(np.int64)
+INT32 = np.iinfo(np.int32)
+ALWAYS_FETCH = 1.1
+SLOTS_PER_SET = 16
+SPECIAL = [0, -1, 1, INT32.min, INT32.max, INT64.min, INT64.max]
+keys64 = st.integers(INT64.min, INT64.max) | st.sampled_from(SPECIAL)
+
+
+class CachedTable:
+    """A table of `keys` in files, cached on GPU 0."""
+
+    def __init__(self, folder: Path, keys, dim=8, default=-2.5, **options) -> None:
+        self.keys = np.asarray(keys, np.int64)
+        self.rows = np.random.default_rng(dim).random((len(self.keys), dim), dtype=np.float32)
+        self.default = default
+        self.last = {int(key): i for i, key in enumerate(self.keys)}
+        self.keys.tofile(folder / "key")
+        self.rows.tofile(folder / "rows")
+        self.model = NativeModel([
+            TableSpec(
+                name="table", key_path=folder / "key", rows_path=folder / "rows",
+                num_keys=len(self.keys), embedding_dim=dim, default_value=default,
+            )
+        ])  # fmt: skip
+        options = {"hit_rate_threshold": ALWAYS_FETCH, "max_keys": 4096, **options}
+        gpu.attach(self.model, gpu.GpuCacheOptions(device=0, **options), [self.keys], [default])
+
+    def ask(self, keys, dtype=np.int64):
+        return gpu.lookup(self.model, 0, [(0, np.asarray(keys, dtype))])[0]
+
+    def expected(self, keys):
+        out = np.full((len(keys), self.rows.shape[1]), self.default, np.float32)
+        for i, key in enumerate(keys):
+            row = self.last.get(int(key))
+            if row is not None:
+                out[i] = self.rows[row]
+        return out
+
+    def check(self, keys, dtype=np.int64) -> None:
+        np.testing.assert_array_equal(self.ask(keys, dtype), self.expected(keys))
+
+    @property
+    def facts(self) -> gpu.GpuFacts:
+        return gpu.facts(self.model, 0, 0)
+
+
+def scattered(count: int) -> np.ndarray:
+    keys = np.random.default_rng(3).integers(INT64.min, INT64.max, count - len(SPECIAL))
+    return np.concatenate([SPECIAL, keys])
+
+
+KEY_KINDS = {
+    "from 0": np.arange(3000),
+    "from -1500": np.arange(-1500, 1500),
+    "scattered": scattered(3000),
+    "descending": np.arange(3000)[::-1] * 7,
+}
+CACHES = {
+    **{f"dynamic {share}": {"share": share} for share in (0.0, 0.05, 0.2, 1.0)},
+    "dynamic, not preloaded": {"share": 0.2, "preload": False},
+    "static": {"cache_type": "static"},
+    **{f"uvm {share}": {"cache_type": "uvm", "share": share} for share in (0.0, 0.3, 1.0)},
+}
+
+
+@pytest.mark.parametrize("cache", CACHES.values(), ids=list(CACHES))
+@pytest.mark.parametrize("kind", KEY_KINDS.values(), ids=list(KEY_KINDS))
+def test_every_cache_answers_bit_for_bit_as_the_table(tmp_path, kind, cache):
+    table = CachedTable(tmp_path, kind, dim=128, **cache)
+    rng = np.random.default_rng(1)
+    for size in (1, 26, 832, 4000, 1, 10_000):
+        asked = rng.choice(np.concatenate([kind, kind[:50], SPECIAL, [123456789, -77]]), size)
+        table.check(asked)
+        table.check(asked[: size // 2 + 1])
+    table.check([])
+
+
+@pytest.mark.parametrize("dim", [1, 2, 3, 4, 6, 8, 13, 16, 32, 36, 64, 100, 128, 130, 256, 1024])
+@pytest.mark.parametrize("share", [0.2, 1.0])
+def test_rows_of_any_size(tmp_path, dim, share):
+    table = CachedTable(tmp_path, scattered(600), dim=dim, share=share)
+    asked = np.random.default_rng(2).choice(np.append(table.keys, 5), 1000)
+    for _ in range(2):
+        table.check(asked)
+
+
+@pytest.mark.parametrize("share", [0.1, 1.0])
+def test_int32_keys_are_the_same_keys(tmp_path, share):
+    table = CachedTable(tmp_path, [INT32.min, -1, 0, 7, INT32.max], share=share)
+    for _ in range(2):
+        table.check([INT32.max, 8, -1, INT32.min, 0, -2, 7, 7], np.int32)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    keys=st.lists(keys64, min_size=1, max_size=80),
+    batches=st.lists(st.lists(keys64, max_size=20), max_size=4),
+    share=st.sampled_from([0.0, 0.05, 0.5, 1.0]),
+    preload=st.booleans(),
+)
+def test_any_keys_in_any_order_of_batches(tmp_path_factory, keys, batches, share, preload):
+    table = CachedTable(tmp_path_factory.mktemp("table"), keys, share=share, preload=preload)
+    for batch in [*batches, keys, keys[::-1], *batches]:
+        table.check(batch + keys[: len(batch)])
+
+
+def test_a_missing_key_never_takes_a_slot(tmp_path):
+    table = CachedTable(tmp_path, np.arange(1000), share=0.5, preload=False)
+    for _ in range(3):
+        table.check(np.arange(-500, 0))
+    assert (table.facts.inserted, table.facts.hits) == (0, 0)
+    table.check(np.arange(-50, 50))
+    assert table.facts.inserted == 50
+
+
+def test_a_missing_key_takes_no_slot_in_the_background_either(tmp_path):
+    table = CachedTable(tmp_path, np.arange(1000), share=0.5, preload=False, hit_rate_threshold=0.0)
+    for _ in range(3):
+        table.ask([7, -7, 8, -8])
+        gpu.settle(table.model, 0)
+    assert table.facts.inserted == 2
+    table.check([7, -7, 8, -8])
+
+
+def test_a_full_share_always_hits(tmp_path):
+    table = CachedTable(tmp_path, scattered(5000), share=1.0, hit_rate_threshold=0.0)
+    table.check(np.random.default_rng(0).permutation(table.keys))
+    facts = table.facts
+    assert facts.resident
+    assert (facts.keys, facts.hits, facts.capacity) == (5000, 5000, 5000)
+
+
+def test_at_the_threshold_defaults_come_now_and_rows_later(tmp_path):
+    table = CachedTable(tmp_path, np.arange(1000), share=0.5, preload=False, hit_rate_threshold=0.5)
+    table.check([1, 2, 3])  # no hits: below the threshold
+    got = table.ask([1, 2, 3, 10, 11, 11])  # 3 of 5 unique keys
+    np.testing.assert_array_equal(got[:3], table.expected([1, 2, 3]))
+    np.testing.assert_array_equal(got[3:], table.expected([-1, -1, -1]))
+    gpu.settle(table.model, 0)
+    before = table.facts
+    table.check([1, 2, 3, 10, 11, 11])
+    after = table.facts
+    assert after.hits - before.hits == 6
+    assert (before.unique_keys, before.unique_hits, before.hits) == (8, 3, 3)
+
+
+def home_of(key: int, num_sets: int) -> int:
+    """Return the set of a key, as the kernels do."""
+    mask = 2**64 - 1
+    h = key & mask
+    h = (h ^ (h >> 30)) * 0xBF58476D1CE4E5B9 & mask
+    h = (h ^ (h >> 27)) * 0x94D049BB133111EB & mask
+    h ^= h >> 31
+    return h * num_sets >> 64
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_least_recently_used_row_of_a_set_is_replaced(tmp_path, seed):
+    table = CachedTable(tmp_path, np.arange(400) * 31 - 900, share=0.16, preload=False)
+    num_sets = table.facts.capacity // SLOTS_PER_SET
+    sets = [OrderedDict() for _ in range(num_sets)]
+    rng = np.random.default_rng(seed)
+    hits = evicted = inserted = 0
+    for _ in range(1500):
+        key = int(table.keys[int(rng.zipf(1.2)) * 7 % len(table.keys)])
+        slots = sets[home_of(key, num_sets)]
+        if key in slots:
+            hits += 1
+            slots.move_to_end(key)
+        else:
+            if len(slots) == SLOTS_PER_SET:
+                slots.popitem(last=False)
+                evicted += 1
+            slots[key] = None
+            inserted += 1
+        table.check([key, key])
+    facts = table.facts
+    assert (facts.unique_hits, facts.inserted, facts.evicted) == (hits, inserted, evicted)
+    assert evicted > 0
+
+
+def test_rows_of_one_batch_do_not_push_each_other_out(tmp_path):
+    table = CachedTable(tmp_path, np.arange(2000), share=0.05, preload=False)
+    table.check(np.arange(2000))
+    capacity = table.facts.capacity
+    assert (table.facts.evicted, table.facts.inserted) == (0, capacity)
+    table.check(np.arange(2000))
+    assert table.facts.hits == capacity
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.5, ALWAYS_FETCH], ids=str)
+@pytest.mark.parametrize("share", [0.05, 0.2, 1.0])
+def test_lookups_from_many_threads(tmp_path, share, threshold):
+    keys = scattered(20_000)
+    table = CachedTable(tmp_path, keys, dim=32, share=share, hit_rate_threshold=threshold)
+
+    def ask(seed):
+        rng = np.random.default_rng(seed)
+        for _ in range(40):
+            rows = rng.integers(0, len(keys), int(rng.choice([7, 500, 9000])))
+            got = table.ask(keys[rows])
+            right = (got == table.rows[rows]).all(axis=1)
+            default = (got == np.float32(table.default)).all(axis=1)
+            allowed = right if threshold > 1 or share == 1 else right | default
+            assert allowed.all()
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(ask, range(8)))
+    facts = table.facts
+    assert facts.lookups == 320
+    assert facts.hits <= facts.keys
+
+
+@pytest.mark.parametrize("cache", [{"share": 1.0}, {"share": 0.1}], ids=["all", "a tenth"])
+def test_tables_that_are_asked_together(tmp_path, cache):
+    specs, keys_of, rows_of = [], [], []
+    rng = np.random.default_rng(4)
+    for number in range(80):
+        dim = (16, 128, 13)[number % 3]
+        keys = np.arange(number, 300) if number % 2 else rng.permutation(400) * 17 - number
+        rows = rng.random((len(keys), dim), dtype=np.float32)
+        keys.tofile(tmp_path / f"{number}.key")
+        rows.tofile(tmp_path / f"{number}.rows")
+        specs.append(TableSpec(
+            name=f"t{number}", key_path=tmp_path / f"{number}.key",
+            rows_path=tmp_path / f"{number}.rows", num_keys=len(keys), embedding_dim=dim,
+            default_value=number,
+        ))  # fmt: skip
+        keys_of.append(keys)
+        rows_of.append(rows)
+    model = NativeModel(specs)
+    options = gpu.GpuCacheOptions(device=0, hit_rate_threshold=ALWAYS_FETCH, max_keys=64, **cache)
+    gpu.attach(model, options, keys_of, range(80))
+    sizes = [0, 1, 26, 333]
+    tables = [int(t) for t in rng.permutation(80)] + [3, 3, 5]
+    places = [rng.integers(0, len(keys_of[t]), sizes[i % 4]) for i, t in enumerate(tables)]
+    for dtype in (np.int64, np.int32):
+        asked = [np.append(keys_of[t][p], 10**8) for t, p in zip(tables, places, strict=True)]
+        asked[1] = asked[1][:0]
+        requests = [(t, a.astype(dtype)) for t, a in zip(tables, asked, strict=True)]
+        got = gpu.lookup(model, 0, requests)
+        for table, where, keys, rows in zip(tables, places, asked, got, strict=True):
+            if len(keys):
+                np.testing.assert_array_equal(rows[:-1], rows_of[table][where])
+                assert (rows[-1] == table).all()
+    asked_of_3 = sum(len(a) for t, a in zip(tables, asked, strict=True) if t == 3)
+    assert gpu.facts(model, 0, 3).keys == 2 * asked_of_3
+    assert gpu.lookup(model, 0, []) == []
+
+
+def test_duplicate_keys_of_a_table(tmp_path):
+    keys = [5, 1, 5, 2, 5, 1]
+    for share in (0.9, 1.0):
+        CachedTable(tmp_path, keys, share=share).check([5, 1, 2, 3])
+    static = CachedTable(tmp_path, keys, cache_type="static")
+    np.testing.assert_array_equal(static.ask([5, 1, 2]), static.rows[[0, 1, 3]])
+
+
+def test_memory_that_does_not_suffice_is_explained(tmp_path):
+    num_keys, dim = 100_000, 1 << 20  # 400 GB, of which the file holds nothing
+    np.arange(num_keys).tofile(tmp_path / "key")
+    (tmp_path / "rows").touch()
+    os.truncate(tmp_path / "rows", num_keys * dim * 4)
+    model = NativeModel([
+        TableSpec(
+            name="table", key_path=tmp_path / "key", rows_path=tmp_path / "rows",
+            num_keys=num_keys, embedding_dim=dim,
+        )
+    ])  # fmt: skip
+    for options in ({"share": 1.0}, {"share": 0.9}):
+        with pytest.raises(HpsError, match=r"bytes of GPU memory: out of memory; GPU 0 had") as e:
+            gpu.attach(
+                model, gpu.GpuCacheOptions(device=0, **options), [np.arange(num_keys)], [0.0]
+            )
+        assert "lower gpucacheper" in e.value.hint
+    CachedTable(tmp_path, [1, 2], share=0.5).check([2, 3])
+
+
+def test_a_second_cache_on_one_gpu_is_an_error(tmp_path):
+    table = CachedTable(tmp_path, [1, 2])
+    with pytest.raises(HpsError, match="has a cache on GPU 0"):
+        gpu.attach(table.model, gpu.GpuCacheOptions(device=0), [table.keys], [0.0])
+    table.check([1, 2])

@@ -1,0 +1,123 @@
+"""Lookups of TensorFlow on a GPU: the same rows, from the cache there or from the host."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import lookup_models
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import hpsbench.hps as hps
+from hpsbench.errors import HpsError
+from hpsbench.hps import session
+
+pytestmark = pytest.mark.gpu
+
+KEYS = np.random.default_rng(0).permutation(4000) * 97 - 50_000
+CACHES = {
+    "all": {"gpucacheper": 1.0},
+    "a tenth": {"gpucacheper": 0.1, "hit_rate_threshold": 1.1},
+    "none": {"gpucacheper": 0.0},
+    "static": {"embedding_cache_type": "static"},
+    "uvm": {"embedding_cache_type": "uvm", "gpucacheper": 0.5},
+    "no cache": {"gpucache": False},
+}
+
+
+@pytest.fixture(autouse=True)
+def _nothing_initialised():
+    session.reset()
+    yield
+    session.reset()
+
+
+@pytest.fixture(params=CACHES.values(), ids=list(CACHES))
+def tables(request, tmp_path):
+    made = [
+        lookup_models.seeded_table(KEYS, 128, default=1.5),
+        lookup_models.seeded_table(np.arange(1000), 16, default=-1.0, seed=1),
+    ]
+    path = lookup_models.write_model(tmp_path, made, **request.param)
+    hps.Init(ps_config_file=str(path))
+    return made
+
+
+def layers(tables):
+    return [
+        hps.LookupLayer("m", i, table.rows.shape[1], tf.float32) for i, table in enumerate(tables)
+    ]
+
+
+@pytest.mark.parametrize("dtype", [tf.int32, tf.int64], ids=["int32", "int64"])
+@pytest.mark.parametrize("shape", [(7,), (832,), (33, 26), (2, 3, 4), (0, 26), (2048, 26)], ids=str)
+def test_rows_and_defaults_of_any_shape(tables, shape, dtype):
+    rng = np.random.default_rng(2)
+    for table, layer in zip(tables, layers(tables), strict=True):
+        for _ in range(2):
+            ids = rng.choice(np.append(table.keys, [-3, 10**6]), shape)
+            with tf.device("/GPU:0"):
+                rows = layer(tf.constant(ids, dtype))
+            assert "GPU" in rows.device
+            np.testing.assert_array_equal(rows.numpy(), table.answer(ids))
+
+
+def test_rows_are_those_of_embedding_lookup(tables):
+    with tf.device("/GPU:0"):
+        variable = tf.Variable(tables[1].rows)
+        ids = tf.constant(np.random.default_rng(4).integers(0, 1000, (64, 26)))
+        np.testing.assert_array_equal(
+            layers(tables)[1](ids).numpy(), tf.nn.embedding_lookup(variable, ids).numpy()
+        )
+
+
+def test_several_tables_in_one_operation(tables):
+    layer = hps.MultiLookupLayer("m", [0, 1, 0], [128, 16, 128], tf.float32)
+    rng = np.random.default_rng(3)
+    ids = [rng.choice(tables[t].keys, shape) for t, shape in ((0, (9, 2)), (1, (50,)), (0, (0, 1)))]
+    with tf.device("/GPU:0"):
+        rows = layer([tf.constant(i) for i in ids])
+    for table, asked, got in zip((0, 1, 0), ids, rows, strict=True):
+        np.testing.assert_array_equal(got.numpy(), tables[table].answer(asked))
+
+
+def test_a_function_asked_from_many_threads(tables):
+    first, second = layers(tables)
+
+    @tf.function
+    def both(ids, others):
+        return first(ids), second(others)
+
+    def ask(seed):
+        rng = np.random.default_rng(seed)
+        for _ in range(10):
+            ids = rng.choice(tables[0].keys, (int(rng.integers(1, 300)), 26))
+            others = rng.choice(tables[1].keys, (5, 26))
+            with tf.device("/GPU:0"):
+                rows, other_rows = both(tf.constant(ids), tf.constant(others))
+            np.testing.assert_array_equal(rows.numpy(), tables[0].answer(ids))
+            np.testing.assert_array_equal(other_rows.numpy(), tables[1].answer(others))
+
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(ask, range(6)))
+
+
+def test_statistics_count_what_the_cache_did(tmp_path):
+    table = lookup_models.seeded_table(np.arange(1000), 8)
+    path = lookup_models.write_model(
+        tmp_path, [table], gpucacheper=0.5, init_ec=False, hit_rate_threshold=1.1
+    )
+    hps.Init(ps_config_file=str(path))
+    layer = hps.LookupLayer("m", 0, 8, tf.float32)
+    with tf.device("/GPU:0"):
+        for _ in range(2):
+            layer(tf.constant([1, 2, 2, -7], tf.int64)).numpy()
+    found = hps.statistics()["m"]["sparse_embedding0"]["gpu_caches"][0]
+    assert (found["lookups"], found["keys"], found["hits"], found["inserted"]) == (2, 8, 3, 2)
+    assert (found["unique_keys"], found["unique_hits"]) == (6, 2)
+
+
+def test_a_device_that_is_not_there_is_an_error(tmp_path):
+    table = lookup_models.seeded_table(np.arange(10), 8)
+    path = lookup_models.write_model(tmp_path, [table], deployed_device_list=(0, 77))
+    with pytest.raises(HpsError, match="deployed_device_list names device 77"):
+        hps.Init(ps_config_file=str(path))

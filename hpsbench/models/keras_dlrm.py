@@ -27,13 +27,15 @@ class NativeEmbedding(keras.layers.Layer):  # type: ignore[misc]
         self._rows = rows
 
     def build(self, input_shape: Any) -> None:
-        self.table = self.add_weight(
-            name="table",
-            shape=self._rows.shape,
-            # Given as a tensor, the rows are not held a second time in an initialiser's result.
-            initializer=lambda shape, dtype=None: tf.convert_to_tensor(self._rows),
-            trainable=False,
-        )
+        # In host memory here, where the model is only exported; it is loaded on the device that
+        # computes. And as a tensor: an initialiser's array would hold the rows a second time.
+        with tf.device("CPU:0"):
+            self.table = self.add_weight(
+                name="table",
+                shape=self._rows.shape,
+                initializer=lambda shape, dtype=None: tf.convert_to_tensor(self._rows),
+                trainable=False,
+            )
 
     def call(self, ids: tf.Tensor) -> tf.Tensor:
         return tf.nn.embedding_lookup(self.table, ids)

@@ -47,7 +47,10 @@ def workload_of(suite: Suite) -> Workload:
 
 def subject_settings(suite: Suite) -> dict[str, str]:
     """Return the settings whose change a verdict shall judge, as text: the server and its HPS."""
-    settings = _flat("hps", suite.hps) | {"servers.triton": suite.servers.triton}
+    settings = _flat("hps", suite.hps) | {
+        "servers.triton": suite.servers.triton,
+        "servers.tensor_float_32": suite.servers.tensor_float_32,
+    }
     return {name: str(value) for name, value in settings.items()}
 
 

@@ -78,6 +78,23 @@ def feature_warm_up(suite: Suite) -> dict[str, tuple[int, ...]]:
     return {spec.name: (1, spec.dims[1]) for spec in feature_specs(suite)}
 
 
+def add_savedmodel_server(
+    build: Build,
+    model: str,
+    inputs: Sequence[TensorSpec],
+    *,
+    warm_up: Mapping[str, tuple[int, ...]],
+    module: str | None = None,
+) -> None:
+    """Add the Triton model that serves `model`'s SavedModel, importing `module` first if given."""
+    parameters = {"tensor_float_32": str(build.suite.servers.tensor_float_32).lower()}
+    if module is not None:
+        parameters["import"] = module
+    build.repository.add_python_model(
+        model, "tensorflow_model", inputs, OUTPUT_SPECS, parameters, warm_up
+    )
+
+
 #: The one output: float32[batch, 1] probabilities.
 OUTPUT_SPECS = (TensorSpec("output_1", "TYPE_FP32", (-1, 1)),)
 

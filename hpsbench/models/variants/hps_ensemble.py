@@ -10,7 +10,13 @@ import numpy.typing as npt
 from hpsbench.models.build import HPS_MODEL, Build
 from hpsbench.models.dlrm import Batch
 from hpsbench.models.repository import EnsembleStep, TensorSpec
-from hpsbench.models.variants import OUTPUT_SPECS, Variant, feature_specs, keys_of
+from hpsbench.models.variants import (
+    OUTPUT_SPECS,
+    Variant,
+    add_savedmodel_server,
+    feature_specs,
+    keys_of,
+)
 
 ENSEMBLE, LOOKUP, DENSE = "hps_ensemble", "hps_ensemble_lookup", "hps_ensemble_dense"
 
@@ -31,12 +37,10 @@ def export(build: Build) -> None:
     )
     _export_dense(build)
     suite = build.suite
-    build.repository.add_python_model(
+    add_savedmodel_server(
+        build,
         DENSE,
-        "tensorflow_model",
         [vector_spec, numerical_spec],
-        OUTPUT_SPECS,
-        {},
         warm_up={
             vector_spec.name: (suite.dlrm.num_slots * suite.tables.embedding_dim,),
             numerical_spec.name: (1, suite.dlrm.num_numerical),

@@ -5,7 +5,12 @@ from __future__ import annotations
 import importlib
 
 from hpsbench.models.build import HPS_MODEL, Build
-from hpsbench.models.variants import OUTPUT_SPECS, Variant, feature_specs, feature_warm_up
+from hpsbench.models.variants import (
+    Variant,
+    add_savedmodel_server,
+    feature_specs,
+    feature_warm_up,
+)
 
 
 def export(build: Build) -> None:
@@ -26,13 +31,12 @@ def export(build: Build) -> None:
     )
     model = dlrm_model(lookup, build.dense, suite.dlrm.num_slots)
     export_savedmodel(model, build.repository.version_folder("hps_tf") / "model.savedmodel")
-    build.repository.add_python_model(
+    add_savedmodel_server(
+        build,
         "hps_tf",
-        "tensorflow_model",
-        feature_specs(suite),
-        OUTPUT_SPECS,
-        {"import": suite.hps.module},
-        warm_up=feature_warm_up(suite),
+        feature_specs(build.suite),
+        warm_up=feature_warm_up(build.suite),
+        module=suite.hps.module,
     )
 
 

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 from hpsbench.models.build import Build
-from hpsbench.models.variants import OUTPUT_SPECS, Variant, feature_specs, feature_warm_up
+from hpsbench.models.variants import (
+    Variant,
+    add_savedmodel_server,
+    feature_specs,
+    feature_warm_up,
+)
 
 
 def export(build: Build) -> None:
@@ -13,12 +18,10 @@ def export(build: Build) -> None:
     lookup = NativeEmbedding(build.table.rows, name="embedding")
     model = dlrm_model(lookup, build.dense, build.suite.dlrm.num_slots)
     export_savedmodel(model, build.repository.version_folder("native_tf") / "model.savedmodel")
-    build.repository.add_python_model(
+    add_savedmodel_server(
+        build,
         "native_tf",
-        "tensorflow_model",
         feature_specs(build.suite),
-        OUTPUT_SPECS,
-        {},
         warm_up=feature_warm_up(build.suite),
     )
 

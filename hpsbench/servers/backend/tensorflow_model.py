@@ -19,7 +19,8 @@ import triton_python_backend_utils as pb_utils
 class TritonPythonModel:
     """Runs the `serving_default` signature on each request, inputs and outputs by their names.
 
-    The parameter `import`, if any, names a module that registers the operations the model needs.
+    Parameters: `import`, if any, names a module that registers the operations the model needs;
+    `tensor_float_32` is `true` or `false`.
     """
 
     def initialize(self, arguments: dict[str, str]) -> None:
@@ -27,9 +28,12 @@ class TritonPythonModel:
         for gpu in tf.config.list_physical_devices("GPU"):
             # Several models share the device, and TensorFlow would take all of it for each.
             tf.config.experimental.set_memory_growth(gpu, True)
-        module = config["parameters"].get("import", {}).get("string_value")
-        if module:
-            importlib.import_module(module)
+        parameters = {k: v["string_value"] for k, v in config["parameters"].items()}
+        if "import" in parameters:
+            importlib.import_module(parameters["import"])
+        tf.config.experimental.enable_tensor_float_32_execution(
+            parameters["tensor_float_32"] == "true"
+        )
         folder = Path(arguments["model_repository"]) / arguments["model_version"]
         # Kept: the function does not hold the variables that it reads.
         self._loaded = tf.saved_model.load(str(folder / "model.savedmodel"))

@@ -5,29 +5,43 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from hpsbench import runs
-from hpsbench.config import ServerConfig, load_suite
-from hpsbench.duet import DuetPolicy, DuetSession, judge_duet, pooled
+from hpsbench import revisions, runs, selftest
+from hpsbench.config import ServerConfig, environment, load_suite
+from hpsbench.duet import BASELINE, CANDIDATE, DuetPolicy, DuetSession, judge_duet, pooled
 from hpsbench.duet_session import LaunchDone, Pair, run_duet
 from hpsbench.errors import ConfigError
 from hpsbench.gate import exit_code
 from hpsbench.load.inputs import DATA, Requests, parse_shapes
-from hpsbench.pairs import NAMES, contender, fresh_pair, same_requests
+from hpsbench.machine import this_machine
+from hpsbench.pairs import NAMES, Contender, contender, fresh_pair, same_requests
 from hpsbench.report import duet as report
+from hpsbench.report import resolution
+from hpsbench.workspace import workspace
 
 LOGS = runs.FOLDER.parent
+#: Where git revisions of this package come from.
+CHECKOUT = Path(__file__).parents[1]
 _DEFAULTS = DuetPolicy()
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
-    what = "the folder of a Triton model repository, or http://HOST:PORT of a running Triton"
+    what = (
+        "the folder of a Triton model repository, http://HOST:PORT of a running Triton, or a git "
+        "revision of hpsbench"
+    )
     parser.add_argument("--baseline", required=True, metavar="X", help=what)
     parser.add_argument("--candidate", required=True, metavar="Y", help=f"the same: {what}")
-    parser.add_argument("--model", required=True, metavar="NAME", help="the model to ask, of both")
+    parser.add_argument(
+        "--model", required=True, metavar="NAME", help="the model (of a revision: variant) to ask"
+    )
+    parser.add_argument(
+        "--preset", metavar="NAME", help="what a revision builds (default: as of a session)"
+    )
     parser.add_argument(
         "--batch-size", type=int, default=1, metavar="N", help="samples of a request (default: 1)"
     )
@@ -58,10 +72,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--set",
         dest="overrides",
-        metavar="servers.FIELD=VALUE",
+        metavar="SECTION.FIELD=VALUE",
         action="append",
         default=[],
-        help="change a field of a preset's section `servers`, such as a deadline; repeatable",
+        help="change a deadline (`servers`), or a field of the preset of revisions; repeatable",
     )
     parser.set_defaults(command=_command)
 
@@ -134,29 +148,89 @@ def compare(
 def _command(given: argparse.Namespace) -> int:
     policy = policy_of(given)
     batch_size = _at_least_one("--batch-size", given.batch_size)
-    requests = Requests(
-        shapes=parse_shapes(given.shape), data=given.data, input_data=given.input_data
-    )
+    shapes = parse_shapes(given.shape)
     config = _server_config(given.overrides, given.triton)
-    contenders = {
-        name: contender(source, model=given.model, config=config, log=LOGS / f"compare-{name}.log")
-        for name, source in zip(NAMES, (given.baseline, given.candidate), strict=True)
-    }
-    for side in contenders.values():
-        _empty(side.log)
-    ask = same_requests(requests, given.model)
-    return compare(
-        Comparison(
-            model=given.model,
-            baseline=given.baseline,
-            candidate=given.candidate,
-            policy=policy,
-            batch_size=batch_size,
-            fresh=not any(side.is_running for side in contenders.values()),
-        ),
-        lambda number: fresh_pair(contenders, ask, number),
-        lambda line: print(line, flush=True),
+    sources = dict(zip(NAMES, (given.baseline, given.candidate), strict=True))
+    commits = {name: commit_of(source) for name, source in sources.items()}
+    if not any(commits.values()):
+        _require_servers_only(given)
+    with ExitStack() as stack:
+        if any(commits.values()):
+            folder = stack.enter_context(workspace(environment().cache_dir / "work"))
+        contenders: dict[str, Contender] = {}
+        own_requests: Path | None = None
+        for name, source in sources.items():
+            commit, log = commits[name], LOGS / f"compare-{name}.log"
+            if commit is None:
+                contenders[name] = contender(source, model=given.model, config=config, log=log)
+                continue
+            revision, built = _build(commit, given, folder / name)
+            contenders[name] = Contender(
+                model=given.model,
+                repository=built.repository,
+                config=config,
+                log=log,
+                models=built.models,
+                python=revision.python,
+            )
+            own_requests = own_requests or built.requests
+        for side in contenders.values():
+            _empty(side.log)
+        requests = Requests(shapes=shapes, data=given.data, input_data=given.input_data)
+        if own_requests is not None and not (shapes or given.input_data):
+            # Its entries are whole requests of this batch size.
+            requests, batch_size = Requests(input_data=own_requests), 1
+        ask = same_requests(requests, given.model)
+        code = compare(
+            Comparison(
+                model=given.model,
+                baseline=_described(given.baseline, commits[BASELINE]),
+                candidate=_described(given.candidate, commits[CANDIDATE]),
+                policy=policy,
+                batch_size=batch_size,
+                fresh=not any(side.is_running for side in contenders.values()),
+            ),
+            lambda number: fresh_pair(contenders, ask, number),
+            _say,
+        )
+    known = selftest.stored(this_machine().cls, policy)
+    if known is not None:
+        _say(resolution.quotation(known))
+    return code
+
+
+def commit_of(source: str) -> str | None:
+    """Return the commit that a side names, None where it is a folder, a URL or nothing known."""
+    if "://" in source or Path(source).is_dir():
+        return None
+    return revisions.find_commit(source, CHECKOUT)
+
+
+def _build(
+    commit: str, given: argparse.Namespace, folder: Path
+) -> tuple[revisions.Revision, revisions.BuiltModels]:
+    from hpsbench.options import default_preset
+
+    preset = given.preset or default_preset()
+    _say(f"building {given.model} of revision {commit[:12]}, preset {preset}")
+    revision = revisions.prepare(commit, CHECKOUT, environment().cache_dir / "revisions")
+    folder.mkdir()
+    return revision, revisions.build_models(
+        revision,
+        preset=preset,
+        variant=given.model,
+        batch_size=given.batch_size,
+        overrides=given.overrides,
+        folder=folder / "models",
     )
+
+
+def _described(source: str, commit: str | None) -> str:
+    return source if commit is None else f"{source} (revision {commit[:12]})"
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
 
 
 def policy_of(given: argparse.Namespace) -> DuetPolicy:
@@ -176,16 +250,22 @@ def _at_least_one(option: str, value: int) -> int:
     return value
 
 
+def _require_servers_only(given: argparse.Namespace) -> None:
+    others = [o for o in given.overrides if not o.strip().startswith("servers.")]
+    if others or given.preset:
+        option = f"--set {others[0]!r}" if others else f"--preset {given.preset}"
+        raise ConfigError(
+            f"{option}: only a git revision has a preset, and neither side is one",
+            hint="for example --set servers.startup_timeout_s=600",
+        )
+
+
 def _server_config(overrides: Sequence[str], triton: str | None) -> ServerConfig:
-    for override in overrides:
-        if not override.strip().startswith("servers."):
-            raise ConfigError(
-                f"--set {override!r}: a comparison has no preset, only servers",
-                hint="for example --set servers.startup_timeout_s=600",
-            )
-    chosen = [f"servers.triton={triton}"] if triton else []
+    chosen = [o for o in overrides if o.strip().startswith("servers.")]
+    if triton:
+        chosen.append(f"servers.triton={triton}")
     # This preset has no section `servers` of its own.
-    config = load_suite("smoke", [*overrides, *chosen]).servers
+    config = load_suite("smoke", chosen).servers
     if "://" in config.triton:
         raise ConfigError(
             f"servers.triton is {config.triton}, which would serve both sides",

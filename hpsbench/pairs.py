@@ -35,6 +35,10 @@ class Contender:
     config: ServerConfig
     log: Path
     complete_config: bool = False
+    #: What to load, where that is more than the model itself.
+    models: tuple[str, ...] = ()
+    #: The interpreter of another environment, for Python models.
+    python: Path | None = None
 
     @property
     def is_running(self) -> bool:
@@ -53,7 +57,7 @@ def contender(source: str, *, model: str, config: ServerConfig, log: Path) -> Co
     repository = Path(source).resolve()
     if not repository.is_dir():
         raise ConfigError(
-            f"{source} is no folder",
+            f"{source} is no folder, no URL and no git revision of hpsbench",
             hint="give the folder of a Triton model repository, or http://HOST:PORT",
         )
     if not (repository / model).is_dir():
@@ -140,15 +144,19 @@ def fresh_pair(contenders: Mapping[str, Contender], ask: Ask, number: int) -> It
         for name, share in zip(order, shares, strict=True):
             side = contenders[name]
             with on_cpus(share):
-                servers[name] = stack.enter_context(
+                server = stack.enter_context(
                     running_triton(
                         side.repository,
-                        [side.model],
+                        side.models or (side.model,),
                         side.config,
                         log=side.log,
                         complete_config=side.complete_config,
+                        python=side.python,
                     )
                 )
+            # A duet starts many servers, and none of them has anything to save.
+            stack.callback(server.stop, grace_s=0)
+            servers[name] = server
         yield ServedPair(
             servers,
             {name: side.model for name, side in contenders.items()},

@@ -20,7 +20,7 @@ from hpsbench import runs, stats, storage
 from hpsbench.config import ServerConfig, environment
 from hpsbench.duet import BASELINE, CANDIDATE, DuetPolicy, judge_duet
 from hpsbench.duet_session import LaunchDone, Pair, run_duet
-from hpsbench.errors import ConfigError
+from hpsbench.errors import BaselineError, ConfigError
 from hpsbench.gate import EXIT_NO_VERDICT, EXIT_PASSED
 from hpsbench.load.client import Tensor, connect
 from hpsbench.load.interleaved import Interleaved, Participant
@@ -185,6 +185,15 @@ def _decide(
         measure_s=sum(asking_s),
         total_s=(clock_ns() - begun_ns) / 1e9,
     )
+
+
+def stored(machine: str, policy: DuetPolicy, file: Path = FILE) -> SelfTest | None:
+    """Return the self-test of this class of machine and policy, None where there is none."""
+    try:
+        found = storage.read(SelfTest, file, schema_version=SCHEMA_VERSION, restore="run it again")
+    except BaselineError:
+        return None
+    return found if (found.machine, found.policy) == (machine, policy) else None
 
 
 def write_model(repository: Path) -> None:

@@ -40,6 +40,15 @@ def summary(selftest: SelfTest) -> list[str]:
     ]
 
 
+def quotation(selftest: SelfTest) -> str:
+    """Return in one line what the machine was found to tell apart."""
+    found = ", ".join(
+        f"{_injected(row.injected)} {row.regressed.found} of {row.regressed.of}"
+        for row in selftest.resolutions
+    )
+    return f"found slower by this machine's selftest of {selftest.recorded_at[:10]}: {found}"
+
+
 def _row(row: Resolution) -> str:
     counts = {
         "INCONCLUSIVE": row.inconclusive,

@@ -12,7 +12,7 @@ import shutil
 import sys
 import sysconfig
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from hpsbench.errors import ServerError
@@ -35,12 +35,16 @@ class Installation:
     links: Mapping[str, str] = field(default_factory=dict)
 
 
-def find_triton(which: str) -> Installation:
+def find_triton(which: str, python: Path | None = None) -> Installation:
     """Return the installation called `bundled` or `system`.
 
-    Raises ServerError when it is missing, or cannot run the Python that runs now.
+    Its Python models run in the environment of `python`, which must be of the same version as the
+    Python that runs now, the default. Raises ServerError when it is missing, or cannot run it.
     """
-    return _bundled() if which == "bundled" else _system()
+    found = _bundled() if which == "bundled" else _system()
+    if python is None:
+        return found
+    return replace(found, prepend={**found.prepend, "PATH": [str(python.parent)]})
 
 
 def _system() -> Installation:

@@ -119,12 +119,15 @@ class TritonServer:
             hint="read its log where it runs, and start it again",
         )
 
-    def stop(self) -> None:
-        """End the process and what belongs to it; somebody else's goes on. May be repeated."""
+    def stop(self, grace_s: float = STOP_GRACE_S) -> None:
+        """End the process and what belongs to it; somebody else's goes on. May be repeated.
+
+        Triton takes some three seconds to unload its models; after `grace_s` it is killed.
+        """
         for address in filter(None, (self.http, self.metrics)):
             http.close(address)
         if self._process is not None:
-            self._process.stop(STOP_GRACE_S)
+            self._process.stop(grace_s)
 
     def _control(self, model: str, action: str) -> None:
         path = f"/v2/repository/models/{model}/{action}"
@@ -154,19 +157,21 @@ def running_triton(
     *,
     log: Path,
     complete_config: bool = False,
+    python: Path | None = None,
 ) -> Iterator[TritonServer]:
     """Yield a Triton that has `models` ready, and stop it afterwards, whatever happens.
 
     A fresh process on free loopback ports whose output goes to `log`, which fills in what models'
-    configurations leave out where `complete_config` says so; or, where `config.triton` is a URL,
-    the server there, which must have the models ready and is left running. Raises ServerNotReady,
-    ServerDied or ServerError, each with Triton's own words.
+    configurations leave out where `complete_config` says so, and runs Python models in the
+    environment of the interpreter `python`, by default of this one; or, where `config.triton` is a
+    URL, the server there, which must have the models ready and is left running. Raises
+    ServerNotReady, ServerDied or ServerError, each with Triton's own words.
     """
     if "://" in config.triton:
         server = attached_triton(config, models)
     else:
         launched = launch(
-            find_triton(config.triton),
+            find_triton(config.triton, python),
             repository,
             models,
             log=log,

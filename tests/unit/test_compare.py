@@ -9,10 +9,14 @@ from pathlib import Path
 import pytest
 
 from hpsbench import cli
+from hpsbench import compare as module
 from hpsbench.compare import Comparison, compare
 from hpsbench.duet import BASELINE, CANDIDATE, DuetPolicy
 from hpsbench.errors import RequestError, ServerDied, ServerNotReady
+from hpsbench.load.inputs import Requests
 from hpsbench.load.interleaved import Participant
+from hpsbench.pairs import Contender
+from hpsbench.revisions import BuiltModels, Revision
 
 MS = 1_000_000
 POLICY = DuetPolicy(launches=2, pairs=10, warm_up=3)
@@ -191,9 +195,10 @@ ARGUMENTS = ("compare", "--baseline", ".", "--candidate", ".", "--model", "dlrm"
     ("more", "problem"),
     [
         ((), "the model repository . has no model 'dlrm'"),
-        (("--baseline", "absent"), "absent is no folder"),
+        (("--baseline", "absent"), "absent is no folder, no URL and no git revision of hpsbench"),
         (("--shape", "ids"), "--shape 'ids' is not NAME:N,N"),
-        (("--set", "load.rounds=2"), "--set 'load.rounds=2': a comparison has no preset"),
+        (("--set", "load.rounds=2"), "--set 'load.rounds=2': only a git revision has a preset"),
+        (("--preset", "smoke"), "--preset smoke: only a git revision has a preset"),
         (("--set", "servers.triton=http://a:1"), "which would serve both sides"),
         (("--set", "servers.request_timeout_s=0"), "servers.request_timeout_s is 0"),
     ],
@@ -211,6 +216,65 @@ def test_misuse_is_an_error_with_a_hint(
     assert problem in error
     assert "\nhint: " in error
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_git_revision_is_built_by_its_own_code_and_served_in_its_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HPSBENCH_CACHE_DIR", str(tmp_path / "cache"))
+    (tmp_path / "old" / "dlrm").mkdir(parents=True)
+    (tmp_path / "old" / "dlrm" / "config.pbtxt").write_text("")
+    python = tmp_path / "environment" / "bin" / "python"
+    built: list[dict[str, object]] = []
+
+    def build(revision: Revision, **given: object) -> BuiltModels:
+        built.append({"commit": revision.commit, **given})
+        return BuiltModels(
+            repository=tmp_path / "built",
+            requests=tmp_path / "requests.json",
+            models=("lookup", "dlrm"),
+        )
+
+    monkeypatch.setattr(module.revisions, "find_commit", lambda name, _: {"v2": "2" * 40}.get(name))
+    monkeypatch.setattr(
+        module.revisions, "prepare", lambda sha, *_: Revision(commit=sha, python=python)
+    )
+    monkeypatch.setattr(module.revisions, "build_models", build)
+    paired: list[dict[str, Contender]] = []
+    fake = FakePairs(2.0)
+
+    def fresh_pair(contenders: dict[str, Contender], ask: object, number: int):  # type: ignore[no-untyped-def]
+        paired.append(contenders)
+        return fake.pair(number)
+
+    monkeypatch.setattr(module, "fresh_pair", fresh_pair)
+    asked: list[Requests] = []
+    monkeypatch.setattr(module, "same_requests", lambda requests, _: asked.append(requests))
+    sides = ("--baseline", "old", "--candidate", "v2", "--model", "dlrm")
+    more = (
+        "--batch-size",
+        "3",
+        "--preset",
+        "smoke",
+        "--set",
+        "load.rounds=2",
+        "--launches",
+        "1",
+        "--pairs",
+        "1",
+    )
+    cli.main(["compare", *sides, *more])
+    baseline, candidate = paired[0][BASELINE], paired[0][CANDIDATE]
+    assert (baseline.repository, baseline.python) == (tmp_path / "old", None)
+    assert (candidate.repository, candidate.python) == (tmp_path / "built", python)
+    assert candidate.models == ("lookup", "dlrm")
+    (order,) = built
+    assert (order["commit"], order["preset"], order["variant"]) == ("2" * 40, "smoke", "dlrm")
+    assert (order["batch_size"], order["overrides"]) == (3, ["load.rounds=2"])
+    assert asked == [Requests(input_data=tmp_path / "requests.json")]
+    out = capsys.readouterr().out
+    assert "candidate  v2 (revision 222222222222)\n" in out
 
 
 @pytest.mark.parametrize(

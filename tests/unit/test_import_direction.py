@@ -15,7 +15,7 @@ PACKAGE = Path(hpsbench.__file__).parent
 ROOMS = (
     ("errors",),
     ("config",),
-    ("machine", "workspace", "storage", "workload"),
+    ("machine", "workspace", "storage", "workload", "revisions"),
     ("tables",),
     ("hps",),
     ("models",),
@@ -35,8 +35,8 @@ ROOMS = (
     ("figures",),
     ("report",),
     ("gate",),
-    ("compare", "selftest"),
     ("doctor", "options"),
+    ("compare", "selftest"),
     ("plugin", "cli"),
 )
 POSITION = {name: index for index, room in enumerate(ROOMS) for name in room}

@@ -97,6 +97,9 @@ class FakeServer:
     def http(self) -> str:
         return f"{self.name}:1"
 
+    def stop(self, grace_s: float) -> None:
+        assert grace_s == 0
+
 
 class Started:
     """Remembers which servers started, on which CPUs, and which were stopped."""
@@ -117,7 +120,7 @@ class Started:
 
     @contextmanager
     def running_triton(self, root: Path, models: Any, config: Any, **_: Any) -> Iterator[Any]:
-        assert models == ["dlrm"]
+        assert models == ("dlrm",)
         self.started.append((root.name, self.share))
         self.running.append(root.name)
         yield FakeServer(root.name)

@@ -213,6 +213,24 @@ def test_what_is_stored_is_read_back(found: list[Decision], tmp_path: Path) -> N
     assert read == stored
 
 
+def test_a_stored_self_test_is_quoted_for_its_machine_and_policy_only(
+    found: list[Decision], tmp_path: Path
+) -> None:
+    path = tmp_path / "selftest.json"
+    assert selftest.stored("cpu-test-2c", POLICY, path) is None
+    path.write_text(storage.encode(result(found), schema_version=selftest.SCHEMA_VERSION))
+    known = selftest.stored("cpu-test-2c", POLICY, path)
+    assert known is not None
+    assert report.quotation(known) == (
+        "found slower by this machine's selftest of 2026-01-02: A/A 0 of 2, +5% 2 of 2, "
+        "+10% 2 of 2, +20% 2 of 2"
+    )
+    assert selftest.stored("cpu-other-2c", POLICY, path) is None
+    assert selftest.stored("cpu-test-2c", DuetPolicy(), path) is None
+    path.write_text("{")
+    assert selftest.stored("cpu-test-2c", POLICY, path) is None
+
+
 @pytest.mark.parametrize("sessions", ["0", "-2"])
 def test_no_session_is_an_error(
     sessions: str,

@@ -1,0 +1,211 @@
+"""Git revisions of this package, each in a cached environment that builds its own models."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import venv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from hpsbench.errors import ConfigError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+_INSTALL_TIMEOUT_S = 1800
+_BUILD_TIMEOUT_S = 1800
+_QUOTED_LINES = 10
+#: Runs in the revision's environment, so it uses nothing but what every revision has.
+_BUILD = """\
+import base64, json, sys
+from pathlib import Path
+import numpy as np
+from hpsbench.config import load_suite
+from hpsbench.models.build import build_repository
+from hpsbench.models.variants import select_variants
+from hpsbench.serving import request_batches
+
+preset, name, batch_size, folder, *overrides = sys.argv[1:]
+(variant,) = select_variants([name])
+suite = load_suite(preset, overrides)
+build = build_repository(suite, [variant], Path(folder))
+
+def entry(tensor):
+    content = np.ascontiguousarray(tensor).tobytes()
+    return {"b64": base64.b64encode(content).decode("ascii"), "shape": list(tensor.shape)}
+
+batches = request_batches(suite, int(batch_size))
+requests = [{n: entry(t) for n, t in variant.inputs(b).items()} for b in batches]
+data = Path(folder, "requests.json")
+data.write_text(json.dumps({"data": requests}))
+paths = {"repository": str(build.repository.root), "requests": str(data)}
+print(json.dumps({**paths, "models": list(variant.models)}))
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Revision:
+    """A commit and the interpreter of the environment in which its code runs."""
+
+    commit: str
+    python: Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuiltModels:
+    """A Triton model repository that a revision wrote, and the models to load out of it.
+
+    `requests` is a file of its requests, as perf_analyzer's `--input-data` has them.
+    """
+
+    repository: Path
+    requests: Path
+    models: tuple[str, ...]
+
+
+def find_commit(name: str, checkout: Path) -> str | None:
+    """Return the commit that `name` means in a git checkout, None where it means none."""
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(checkout), "rev-parse", "--verify", "--quiet", f"{name}^{{commit}}"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    except OSError:
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def prepare(commit: str, checkout: Path, cache_dir: Path) -> Revision:
+    """Return a commit's environment, made on first use below `cache_dir`.
+
+    It shares the installed packages where the commit depends on the same ones as `checkout`, and
+    installs its own where not. Raises ConfigError with pip's or git's words where it cannot be.
+    """
+    cache_dir.mkdir(parents=True, exist_ok=True)
+    # What is shared belongs to the environment that runs now.
+    ours = hashlib.sha256(f"{sys.prefix} {sys.version}".encode()).hexdigest()[:8]
+    folder = cache_dir / f"{commit}-{ours}"
+    ready = folder / "ready"
+    with FileLock(cache_dir / f"{folder.name}.lock"):
+        if not ready.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            _extract(commit, checkout, folder / "source")
+            _make_environment(folder, checkout)
+            ready.touch()
+    return Revision(commit=commit, python=folder / "environment" / "bin" / "python")
+
+
+def build_models(
+    revision: Revision,
+    *,
+    preset: str,
+    variant: str,
+    batch_size: int,
+    overrides: Sequence[str],
+    folder: Path,
+) -> BuiltModels:
+    """Return the model repository, and the requests, of one variant as the revision writes them.
+
+    Raises ConfigError with that code's last words where it cannot.
+    """
+    command = [str(revision.python), "-c", _BUILD, preset, variant, str(batch_size)]
+    command += [str(folder), *overrides]
+    output = _run(
+        command, f"revision {revision.commit[:12]} cannot build {variant!r}", folder.parent
+    )
+    built: dict[str, Any] = json.loads(output.splitlines()[-1])
+    return BuiltModels(
+        repository=Path(built["repository"]),
+        requests=Path(built["requests"]),
+        models=tuple(built["models"]),
+    )
+
+
+def _extract(commit: str, checkout: Path, folder: Path) -> None:
+    # An archive, rather than a worktree, leaves nothing behind in the user's repository.
+    done = subprocess.run(
+        ["git", "-C", str(checkout), "archive", "--format=tar", commit],
+        capture_output=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        raise ConfigError(
+            f"git cannot read revision {commit}: {done.stderr.decode(errors='replace').strip()}",
+            hint="fetch it: a shallow clone has only the newest",
+        )
+    with tarfile.open(fileobj=io.BytesIO(done.stdout)) as archive:
+        archive.extractall(folder, filter="data")
+
+
+def _make_environment(folder: Path, checkout: Path) -> None:
+    source, environment = folder / "source", folder / "environment"
+    if _dependencies(source) == _dependencies(checkout):
+        venv.create(environment, symlinks=True)
+        # Earlier on the path wins, and .pth files below an added folder are not read: so the
+        # revision's package hides the one that is installed.
+        packages = environment / Path(sysconfig.get_path("purelib")).relative_to(sys.prefix)
+        installed = dict.fromkeys(sysconfig.get_path(kind) for kind in ("purelib", "platlib"))
+        (packages / "hpsbench_revision.pth").write_text("\n".join([str(source), *installed]) + "\n")
+        return
+    venv.create(environment, symlinks=True, with_pip=True)
+    python = environment / "bin" / "python"
+    _run(
+        [str(python), "-m", "pip", "install", "-q", "--editable", f"{source}[{_extra()}]"],
+        f"cannot install revision {folder.name[:12]}",
+        folder,
+        timeout_s=_INSTALL_TIMEOUT_S,
+    )
+
+
+def _dependencies(source: Path) -> Any:
+    try:
+        project = tomllib.loads((source / "pyproject.toml").read_text("utf-8"))["project"]
+    except (OSError, KeyError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(
+            f"{source} holds no hpsbench: {error}",
+            hint="run hpsbench out of its git checkout, and name a revision that has it",
+        ) from error
+    return project.get("dependencies"), project.get("optional-dependencies")
+
+
+def _extra() -> str:
+    from importlib import metadata
+
+    try:
+        metadata.version("tensorflow-cpu")
+    except metadata.PackageNotFoundError:
+        return "gpu"
+    return "cpu"
+
+
+def _run(
+    command: Sequence[str], problem: str, folder: Path, timeout_s: int = _BUILD_TIMEOUT_S
+) -> str:
+    try:
+        done = subprocess.run(
+            command, cwd=folder, capture_output=True, text=True, timeout=timeout_s, check=False
+        )
+    except subprocess.TimeoutExpired as error:
+        raise ConfigError(f"{problem} within {timeout_s} s", hint="try a smaller preset") from error
+    if done.returncode != 0:
+        last = "\n".join(done.stderr.strip().splitlines()[-_QUOTED_LINES:])
+        raise ConfigError(
+            f"{problem}:\n{last}",
+            hint="does that revision have this preset and variant, under these names?",
+        )
+    return done.stdout

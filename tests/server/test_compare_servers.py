@@ -1,0 +1,91 @@
+"""`hpsbench compare` between real Tritons: equal models, a slower one, and servers that run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from hpsbench import cli
+from hpsbench.servers.probe import PROBE_MODEL
+from hpsbench.servers.triton import TritonServer
+
+pytestmark = pytest.mark.server
+
+#: Says its inputs and outputs itself, so that Triton has to complete its configuration.
+_MODEL = """\
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+
+class TritonPythonModel:
+    @staticmethod
+    def auto_complete_config(config):
+        config.add_input({{"name": "x", "data_type": "TYPE_FP32", "dims": [-1, 4]}})
+        config.add_output({{"name": "y", "data_type": "TYPE_FP32", "dims": [-1, 4]}})
+        config.set_max_batch_size(0)
+        return config
+
+    def initialize(self, arguments):
+        self.rows = np.ones((2000, 64), np.float32)
+
+    def execute(self, requests):
+        return [self.answer(request) for request in requests]
+
+    def answer(self, request):
+        x = pb_utils.get_input_tensor_by_name(request, "x").as_numpy()
+        for _ in range({steps}):
+            self.rows.sum()
+        return pb_utils.InferenceResponse([pb_utils.Tensor("y", x + 1)])
+"""
+FEW = ("--launches", "2", "--pairs", "60", "--warm-up", "20")
+
+
+def repository(folder: Path, steps: int) -> str:
+    (folder / "worker" / "1").mkdir(parents=True)
+    (folder / "worker" / "config.pbtxt").write_text('backend: "python"\n')
+    (folder / "worker" / "1" / "model.py").write_text(_MODEL.format(steps=steps))
+    return str(folder)
+
+
+@pytest.fixture(autouse=True)
+def _below(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize(("steps", "regresses"), [(40, False), (80, True)])
+def test_only_a_slower_model_regresses(
+    steps: int, regresses: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    baseline, candidate = repository(tmp_path / "old", 40), repository(tmp_path / "new", steps)
+    sides = ("--baseline", baseline, "--candidate", candidate, "--model", "worker")
+    code = cli.main(["compare", *sides, "--batch-size", "3", *FEW])
+    out = capsys.readouterr().out
+    assert (code == 1) == regresses, out
+    assert ("\nREGRESSED worker: " in out) == regresses
+    assert (tmp_path / ".hpsbench" / "compare-baseline.log").stat().st_size > 0
+
+
+def test_servers_that_run_are_compared_and_go_on(
+    probe_server: TritonServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url = f"http://{probe_server.http}"
+    sides = ("--baseline", url, "--candidate", url, "--model", PROBE_MODEL)
+    code = cli.main(["compare", *sides, "--shape", "x:16", *FEW])
+    out = capsys.readouterr().out
+    assert code in (0, 10), out
+    assert "runs already" in out
+    assert probe_server.is_alive()
+
+
+def test_a_model_that_fails_requests_gets_no_verdict(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    baseline, candidate = repository(tmp_path / "old", 1), repository(tmp_path / "new", 1)
+    model = tmp_path / "new" / "worker" / "1" / "model.py"
+    model.write_text(model.read_text().replace("x + 1", "no_such_name"))
+    sides = ("--baseline", baseline, "--candidate", candidate, "--model", "worker")
+    assert cli.main(["compare", *sides, "--batch-size", "3", *FEW]) == 10
+    out = capsys.readouterr().out
+    assert "\nINVALID worker: launch 1: candidate was given up" in out
+    assert "no_such_name" in out

@@ -22,14 +22,18 @@ CONFIDENCE = 0.95
 class Decision:
     """One duet on a known change; fractions of a request's time, and seconds.
 
-    `mean_change` is that of the mean over the first session's requests, None where invalid.
+    `change` is that of p10, and `mean_change` that of the mean over the first session's requests;
+    None where invalid. `ratios_p10` and `ratios_p50` are those of each launch, in order.
     `measure_s` is the time that requests took, `total_s` with the starts of all servers.
     """
 
     injected: float
     outcome: Outcome
     change: float | None
+    change_p50: float | None
     mean_change: float | None
+    ratios_p10: tuple[float, ...]
+    ratios_p50: tuple[float, ...]
     sessions: int
     measure_s: float
     total_s: float

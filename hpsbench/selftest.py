@@ -18,7 +18,7 @@ import numpy as np
 
 from hpsbench import runs, stats, storage
 from hpsbench.config import ServerConfig, environment
-from hpsbench.duet import BASELINE, CANDIDATE, DuetPolicy, judge_duet
+from hpsbench.duet import BASELINE, CANDIDATE, DuetPolicy, judge_duet, pooled
 from hpsbench.duet_session import LaunchDone, Pair, run_duet
 from hpsbench.errors import BaselineError, ConfigError
 from hpsbench.gate import EXIT_NO_VERDICT, EXIT_PASSED
@@ -176,11 +176,15 @@ def _decide(
         pair, policy, seed=seed, on_launch=on_launch, clock_ns=clock_ns, sleep=sleep
     )
     verdict = judge_duet(measured, policy, name=MODEL)
+    launches = pooled(measured).launches
     return Decision(
         injected=share,
         outcome=verdict.outcome,
         change=verdict.change,
+        change_p50=verdict.change_p50,
         mean_change=None if verdict.outcome is Outcome.INVALID else mean_change(measured[0]),
+        ratios_p10=tuple(round(launch.ratio(10), 6) for launch in launches),
+        ratios_p50=tuple(round(launch.ratio(50), 6) for launch in launches),
         sessions=len(measured),
         measure_s=sum(asking_s),
         total_s=(clock_ns() - begun_ns) / 1e9,

@@ -19,11 +19,15 @@ def introduction(policy: DuetPolicy, *, machine: str, request_ns: int, decisions
 
 def decision_line(number: int, decisions: int, decision: Decision) -> str:
     """Return the line of one decision."""
-    change = "" if decision.change is None else f"  p10 {decision.change:+.1%}"
-    mean = "" if decision.mean_change is None else f"  mean {decision.mean_change:+.1%}"
+    changes = (
+        ("p10", decision.change),
+        ("p50", decision.change_p50),
+        ("mean", decision.mean_change),
+    )
+    told = "".join(f"  {name} {change:+.1%}" for name, change in changes if change is not None)
     return (
         f"{number:>4}/{decisions}  {_injected(decision.injected):>5}  "
-        f"{decision.outcome.value:<12}{change}{mean}  {decision.total_s:.1f} s"
+        f"{decision.outcome.value:<12}{told}  {decision.total_s:.1f} s"
     )
 
 

@@ -124,6 +124,7 @@ def test_a_decision_counts_its_sessions_and_its_time(found: list[Decision]) -> N
     assert none.outcome is Outcome.PASS
     assert tenth.change == pytest.approx(0.096)
     assert tenth.mean_change == pytest.approx(0.096)
+    assert tenth.ratios_p10 == tenth.ratios_p50 == pytest.approx((1.096,) * 4)
     # One warm-up pair is always asked.
     assert none.measure_s == pytest.approx(2 * 11 * 0.004)
     assert none.total_s == pytest.approx(2 + none.measure_s)
@@ -188,7 +189,7 @@ def test_the_words_of_a_self_test(found: list[Decision]) -> None:
     ]
     one = next(d for d in found if d.injected == 0.10)
     assert report.decision_line(3, 8, one) == (
-        "   3/8   +10%  REGRESSED     p10 +9.6%  mean +9.6%  4.2 s"
+        "   3/8   +10%  REGRESSED     p10 +9.6%  p50 +9.6%  mean +9.6%  4.2 s"
     )
     assert report.summary(result(found)) == [
         "",
@@ -264,7 +265,10 @@ def test_the_command_stores_as_it_goes_and_says_where(
                     injected=0.0,
                     outcome=outcome,
                     change=None,
+                    change_p50=None,
                     mean_change=None,
+                    ratios_p10=(),
+                    ratios_p50=(),
                     sessions=1,
                     measure_s=1.0,
                     total_s=2.0,

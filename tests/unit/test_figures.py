@@ -187,7 +187,11 @@ def test_the_command_of_a_run_measures_it_again() -> None:
     run = dataclasses.replace(
         run,
         preset="laptop",
-        under_test={**run.under_test, "hps.gpucache": "False"},
+        under_test={
+            **run.under_test,
+            "hps.gpucache": "False",
+            "servers.tensor_float_32": "True",
+        },
         workload=Workload(settings={**run.workload.settings, "tables.num_embeddings": 1_000_000}),
     )
     batch_sizes_as_in_the_preset = "load.batch_sizes" not in reproduction(run)

@@ -103,6 +103,8 @@ def run_inner(tmp_path: Path, model_repository: Path) -> Iterator[Callable[[str]
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            # A shell ignores SIGINT in what it starts in the background, and that is inherited.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )  # fmt: skip
         started.append(InnerPytest(process, repository, ready, scratch))
         return started[-1]

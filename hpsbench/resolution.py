@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean, median
 
 from scipy.special import betaincinv
@@ -37,6 +37,8 @@ class Decision:
     sessions: int
     measure_s: float
     total_s: float
+    request_ns: int = 0
+    """What the baseline's request was calibrated to take; 0 where that was not stored."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +65,10 @@ class Resolution:
 
 @dataclass(frozen=True, kw_only=True)
 class SelfTest:
-    """What `hpsbench selftest` stores; `request_ns` is what a request was made to take."""
+    """What `hpsbench selftest` stores; `request_ns` is what a request was made to take.
+
+    `neighbours` is the number of synthetic noisy neighbours that ran beside the servers.
+    """
 
     recorded_at: str
     machine: str
@@ -72,6 +77,7 @@ class SelfTest:
     confidence: float
     resolutions: tuple[Resolution, ...]
     decisions: tuple[Decision, ...]
+    neighbours: int = 0
 
     @property
     def total_s(self) -> float:
@@ -82,6 +88,43 @@ class SelfTest:
     def measure_s(self) -> float:
         """The median seconds that a decision's requests took."""
         return median(d.measure_s for d in self.decisions)
+
+    @property
+    def longest_measure_s(self) -> float:
+        """The seconds that the requests of the most expensive decision took."""
+        return max(d.measure_s for d in self.decisions)
+
+
+def with_decisions(selftest: SelfTest, decisions: Sequence[Decision]) -> SelfTest:
+    """Return a self-test that holds `decisions`, at least one, and their rates."""
+    known_ns = [d.request_ns for d in decisions if d.request_ns] or [selftest.request_ns]
+    return replace(
+        selftest,
+        request_ns=round(median(known_ns)),
+        resolutions=resolutions(decisions),
+        decisions=tuple(decisions),
+    )
+
+
+def differences(one: SelfTest, other: SelfTest) -> list[str]:
+    """Return what keeps two self-tests from being counted together; empty where nothing does."""
+    pairs = {
+        "machine": (one.machine, other.machine),
+        "noisy neighbours": (one.neighbours, other.neighbours),
+        "policy": (one.policy, other.policy),
+    }
+    return [f"{name} {a} and {b}" for name, (a, b) in pairs.items() if a != b]
+
+
+def merged(selftests: Sequence[SelfTest]) -> SelfTest:
+    """Return the decisions of all, in order; raises ValueError naming what differs, or for none."""
+    if not selftests:
+        raise ValueError("nothing to merge")
+    newest = max(selftests, key=lambda s: s.recorded_at)
+    for other in selftests:
+        if found := differences(newest, other):
+            raise ValueError("; ".join(found))
+    return with_decisions(newest, [d for s in selftests for d in s.decisions])
 
 
 def rate(found: int, of: int, confidence: float = CONFIDENCE) -> Rate:

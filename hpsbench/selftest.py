@@ -1,84 +1,45 @@
-"""`hpsbench selftest`: what this host's duets can tell apart, on servers slowed by known shares.
-
-A small Python model works for as many steps as a request says, so the candidate can be asked for a
-little more work than the baseline: equal processes, and a known change.
-"""
+"""`hpsbench selftest`: what this host's duets can tell apart, on servers slowed by known shares."""
 
 from __future__ import annotations
 
 import argparse
 import random
+import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 
-import numpy as np
-
-from hpsbench import runs, stats, storage
+from hpsbench import runs, storage
 from hpsbench.config import ServerConfig, environment
-from hpsbench.duet import BASELINE, CANDIDATE, DuetPolicy, judge_duet, pooled
+from hpsbench.duet import BASELINE, DuetPolicy, judge_duet, pooled
 from hpsbench.duet_session import LaunchDone, Pair, run_duet
 from hpsbench.errors import BaselineError, ConfigError
 from hpsbench.gate import EXIT_NO_VERDICT, EXIT_PASSED
-from hpsbench.load.client import Tensor, connect
-from hpsbench.load.interleaved import Interleaved, Participant
 from hpsbench.machine import this_machine
-from hpsbench.pairs import NAMES, Contender, fresh_pair
+from hpsbench.pairs import NAMES
 from hpsbench.report import resolution as report
 from hpsbench.resolution import (
     CONFIDENCE,
     INJECTED,
     Decision,
     SelfTest,
+    differences,
     mean_change,
-    resolutions,
+    merged,
+    with_decisions,
 )
-from hpsbench.servers.triton import TritonServer, running_triton
+from hpsbench.servers.neighbours import noisy_neighbours
+from hpsbench.slowed import MODEL, calibrate, slowed_pair, write_model
 from hpsbench.verdict import Outcome
 from hpsbench.workspace import workspace
 
 FILE = runs.FOLDER.parent / "selftest.json"
-LOGS = runs.FOLDER.parent
+NOISY_FILE = runs.FOLDER.parent / "selftest-noisy.json"
 SCHEMA_VERSION = 1
 SESSIONS, QUICK_SESSIONS = 10, 3
-#: What a request shall take, of which the model works most.
-REQUEST_NS = 2_000_000
-MODEL = "hpsbench_selftest"
-
-_CALIBRATING_STEPS = (100, 300)
-_CALIBRATING_REQUESTS = 150
-_CONFIG = f"""\
-name: "{MODEL}"
-backend: "python"
-max_batch_size: 0
-input [{{ name: "steps" data_type: TYPE_INT32 dims: [ 1 ] }}]
-output [{{ name: "sum" data_type: TYPE_FP32 dims: [ 1 ] }}]
-instance_group [{{ kind: KIND_CPU count: 1 }}]
-"""
-_MODEL_PY = """\
-import numpy as np
-import triton_python_backend_utils as pb_utils
-
-
-class TritonPythonModel:
-    def initialize(self, arguments):
-        rng = np.random.default_rng(1)
-        self.rows = rng.random((20_000, 128), dtype=np.float32)
-        self.keys = rng.integers(0, len(self.rows), (256, 32))
-
-    def execute(self, requests):
-        return [self.answer(request) for request in requests]
-
-    def answer(self, request):
-        steps = int(pb_utils.get_input_tensor_by_name(request, "steps").as_numpy()[0])
-        total = 0.0
-        for step in range(steps):
-            total += float(self.rows[self.keys[step % 256]].sum())
-        output = pb_utils.Tensor("sum", np.array([total], np.float32))
-        return pb_utils.InferenceResponse([output])
-"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -90,39 +51,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"decisions per injected change (default: {SESSIONS}; with --quick {QUICK_SESSIONS})",
     )
     parser.add_argument("--quick", action="store_true", help="a first impression, in minutes")
-    parser.set_defaults(command=_command)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Calibration:
-    """How many steps the baseline's requests ask for, and what one costs here, in nanoseconds."""
-
-    steps: int
-    step_ns: float
-    request_ns: int
-
-    def slowed(self, share: float) -> int:
-        """Return the steps of a request that takes longer by this share of its whole time."""
-        return self.steps + round(share * self.request_ns / self.step_ns)
-
-
-def calibration(latency_ns: Mapping[int, int], request_ns: int = REQUEST_NS) -> Calibration:
-    """Return how to make requests of `request_ns`, from the latencies at two numbers of steps.
-
-    Raises ConfigError where more steps took no longer, or the host is too slow for any.
-    """
-    (few, short_ns), (many, long_ns) = sorted(latency_ns.items())
-    step_ns = (long_ns - short_ns) / (many - few)
-    if step_ns <= 0:
-        raise ConfigError(
-            f"{many} steps of work took {long_ns} ns, and {few} took {short_ns} ns",
-            hint="see that nothing else keeps this machine busy, and try again",
-        )
-    # A slow host gets longer requests, rather than requests that hardly work.
-    steps = max(few, round(few + (request_ns - short_ns) / step_ns))
-    return Calibration(
-        steps=steps, step_ns=step_ns, request_ns=round(short_ns + (steps - few) * step_ns)
+    parser.add_argument(
+        "--share",
+        metavar="SHARES",
+        help="inject only these changes, separated by commas (default: "
+        f"{','.join(map(report.share_name, INJECTED))})".replace("%", "%%"),
     )
+    parser.add_argument(
+        "--noisy", action="store_true", help="beside synthetic neighbours that are busy in bursts"
+    )
+    parser.add_argument(
+        "--append", action="store_true", help="add to the decisions that the file holds"
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help=f"where decisions are stored (default: {FILE}; with --noisy {NOISY_FILE})",
+    )
+    parser.add_argument(
+        "--merge",
+        type=Path,
+        nargs="+",
+        metavar="FILE",
+        help="measure nothing: count what these files hold together, and store it",
+    )
+    parser.set_defaults(command=_command)
 
 
 def selftest(
@@ -130,25 +84,27 @@ def selftest(
     *,
     sessions: int,
     policy: DuetPolicy,
+    shares: Sequence[float] = INJECTED,
+    seed: int = 0,
     on_decision: Callable[[Decision], None] = lambda _: None,
     clock_ns: Callable[[], int] = time.perf_counter_ns,
     sleep: Callable[[float], None] = time.sleep,
 ) -> list[Decision]:
-    """Return `sessions` decisions for each share of INJECTED, in random order of the shares.
+    """Return `sessions` decisions for each of `shares`, in random order of the shares.
 
     `pair(share)` gives pairs of servers whose candidate is slower by this share.
     """
-    order = random.Random(sessions)
+    order = random.Random(seed)
     decisions = []
     for number in range(sessions):
         # Every share meets whatever the machine does in these minutes.
-        for position, share in enumerate(order.sample(INJECTED, len(INJECTED))):
+        for position, share in enumerate(order.sample(shares, len(shares))):
             decisions.append(
                 _decide(
                     pair(share),
                     share,
                     policy,
-                    seed=10 * (number * len(INJECTED) + position),
+                    seed=10 * (seed + number * len(shares) + position),
                     clock_ns=clock_ns,
                     sleep=sleep,
                 )
@@ -191,119 +147,149 @@ def _decide(
     )
 
 
+def load(file: Path) -> SelfTest:
+    """Return the self-test in a file. Raises BaselineError (see `storage.read`)."""
+    return storage.read(SelfTest, file, schema_version=SCHEMA_VERSION, restore="run it again")
+
+
 def stored(machine: str, policy: DuetPolicy, file: Path = FILE) -> SelfTest | None:
     """Return the self-test of this class of machine and policy, None where there is none."""
     try:
-        found = storage.read(SelfTest, file, schema_version=SCHEMA_VERSION, restore="run it again")
+        found = load(file)
     except BaselineError:
         return None
     return found if (found.machine, found.policy) == (machine, policy) else None
 
 
-def write_model(repository: Path) -> None:
-    """Write the model that works for as many steps as a request says."""
-    folder = repository / MODEL
-    (folder / "1").mkdir(parents=True, exist_ok=True)
-    (folder / "config.pbtxt").write_text(_CONFIG)
-    (folder / "1" / "model.py").write_text(_MODEL_PY)
-
-
-def calibrate(repository: Path, config: ServerConfig) -> Calibration:
-    """Start the model once, and return how many steps a request of REQUEST_NS takes here."""
-    with running_triton(repository, [MODEL], config, log=_log(BASELINE)) as server:
-        loop = Interleaved(
-            rounds=1,
-            warmup_requests=_CALIBRATING_REQUESTS // 3,
-            min_requests=_CALIBRATING_REQUESTS,
-            max_requests=_CALIBRATING_REQUESTS,
-            measure_s=1e-9,
-            seed=1,
-        )
-        endpoint = server.endpoint(MODEL)
-        clients = {steps: connect(endpoint, _request(steps)) for steps in _CALIBRATING_STEPS}
+def parse_shares(text: str) -> tuple[float, ...]:
+    """Return the shares of `A/A,+5%`, each once. Raises ConfigError for what is no share."""
+    shares = []
+    for word in filter(None, (word.strip() for word in text.split(","))):
         try:
-            asked = loop.run(
-                [Participant(name=str(steps), send=c.send) for steps, c in clients.items()],
-                server.check_alive,
+            percent = 0.0 if word.upper() == "A/A" else float(word.removesuffix("%"))
+        except ValueError:
+            percent = -1.0
+        if not 0 <= percent <= 100:
+            raise ConfigError(
+                f"--share {word!r} is no change that can be injected",
+                hint="give A/A for none, or how much slower: +5%",
             )
-        finally:
-            for client in clients.values():
-                client.close()
-    return calibration(
-        {
-            int(name): stats.percentile_ns(run.records.latencies_ns, 10)
-            for name, run in asked.items()
-        }
-    )
-
-
-def _log(name: str) -> Path:
-    return LOGS / f"selftest-{name}.log"
-
-
-def _request(steps: int) -> dict[str, Tensor]:
-    return {"steps": np.array([steps], np.int32)}
+        shares.append(percent / 100)
+    if not shares:
+        raise ConfigError(f"--share {text!r} names no change", hint="for example A/A,+5%")
+    return tuple(dict.fromkeys(shares))
 
 
 def _command(given: argparse.Namespace) -> int:
     sessions = given.sessions or (QUICK_SESSIONS if given.quick else SESSIONS)
     if sessions < 1 or given.sessions == 0:
         raise ConfigError(f"--sessions {given.sessions} measures nothing", hint="give 1 or more")
-    LOGS.mkdir(parents=True, exist_ok=True)
-    for name in NAMES:
-        _log(name).write_bytes(b"")
-    with workspace(environment().cache_dir / "work") as folder:
+    shares = parse_shares(given.share) if given.share is not None else INJECTED
+    output = given.output or (NOISY_FILE if given.noisy else FILE)
+    if given.merge:
+        return _merge(given.merge, output)
+    before = load(output) if given.append and output.exists() else None
+    logs = {name: output.with_name(f"{output.stem}-{name}.log") for name in NAMES}
+    output.parent.mkdir(parents=True, exist_ok=True)
+    for log in logs.values():
+        log.write_bytes(b"")
+    with ExitStack() as stack:
+        folder = stack.enter_context(workspace(environment().cache_dir / "work"))
         write_model(folder)
-        return _measure(folder, sessions)
-
-
-def _measure(repository: Path, sessions: int) -> int:
-    config, policy, machine = ServerConfig(), DuetPolicy(), this_machine().cls
-    found = calibrate(repository, config)
-    total = sessions * len(INJECTED)
-    for line in report.introduction(
-        policy, machine=machine, request_ns=found.request_ns, decisions=total
-    ):
-        print(line, flush=True)
-    decisions: list[Decision] = []
-
-    def result() -> SelfTest:
-        return SelfTest(
+        config = ServerConfig()
+        # Before the neighbours come: they shall disturb requests, not choose their length.
+        found = calibrate(folder, config, logs[BASELINE])
+        seed = secrets.randbelow(2**20)
+        neighbours = 0
+        if given.noisy:
+            neighbours = stack.enter_context(noisy_neighbours(seed=seed, log=folder / "neighbours"))
+        empty = SelfTest(
             recorded_at=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
-            machine=machine,
-            policy=policy,
+            machine=this_machine().cls,
+            policy=DuetPolicy(),
             request_ns=found.request_ns,
             confidence=CONFIDENCE,
-            resolutions=resolutions(decisions),
-            decisions=tuple(decisions),
+            resolutions=(),
+            decisions=(),
+            neighbours=neighbours,
+        )
+        _require_alike(output, before, empty)
+        return _measure(
+            lambda share: slowed_pair(folder, config, found, share, logs),
+            empty,
+            before.decisions if before else (),
+            sessions=sessions,
+            shares=shares,
+            seed=seed,
+            output=output,
         )
 
+
+def _measure(
+    pair: Callable[[float], Pair],
+    empty: SelfTest,
+    before: Sequence[Decision],
+    *,
+    sessions: int,
+    shares: Sequence[float],
+    seed: int,
+    output: Path,
+) -> int:
+    total = sessions * len(shares)
+    for line in report.introduction(
+        empty.policy,
+        machine=empty.machine,
+        request_ns=empty.request_ns,
+        decisions=total,
+        neighbours=empty.neighbours,
+    ):
+        _say(line)
+    decisions: list[Decision] = []
+
     def on_decision(decision: Decision) -> None:
-        decisions.append(decision)
-        print(report.decision_line(len(decisions), total, decision), flush=True)
+        decisions.append(replace(decision, request_ns=empty.request_ns))
+        _say(report.decision_line(len(decisions), total, decision))
         # An interrupted self-test keeps what it has.
-        storage.write_atomically(FILE, storage.encode(result(), schema_version=SCHEMA_VERSION))
+        _store(output, with_decisions(empty, [*before, *decisions]))
 
     selftest(
-        lambda share: _slowed_pair(repository, config, found, share),
+        pair,
         sessions=sessions,
-        policy=policy,
+        policy=empty.policy,
+        shares=shares,
+        seed=seed,
         on_decision=on_decision,
     )
-    for line in [*report.summary(result()), f"stored {FILE}"]:
-        print(line)
+    for line in [*report.summary(with_decisions(empty, [*before, *decisions])), f"stored {output}"]:
+        _say(line)
     invalid = any(decision.outcome is Outcome.INVALID for decision in decisions)
     return EXIT_NO_VERDICT if invalid else EXIT_PASSED
 
 
-def _slowed_pair(repository: Path, config: ServerConfig, found: Calibration, share: float) -> Pair:
-    steps = {BASELINE: found.steps, CANDIDATE: found.slowed(share)}
-    contenders = {
-        name: Contender(model=MODEL, repository=repository, config=config, log=_log(name))
-        for name in NAMES
-    }
+def _merge(files: Sequence[Path], output: Path) -> int:
+    found = [load(file) for file in files]
+    for file, other in zip(files, found, strict=True):
+        _require_alike(file, other, found[0])
+    together = merged(found)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    _store(output, together)
+    for line in [*report.summary(together), f"stored {output}, of {len(files)} files"]:
+        _say(line)
+    return EXIT_PASSED
 
-    def ask(name: str, server: TritonServer, batch_size: int) -> Sequence[Mapping[str, Tensor]]:
-        return [_request(steps[name])]
 
-    return lambda number: fresh_pair(contenders, ask, number)
+def _require_alike(file: Path, held: SelfTest | None, other: SelfTest) -> None:
+    found = differences(held, other) if held else []
+    if found:
+        raise BaselineError(
+            f"{file} cannot be counted together with these: {'; '.join(found)}",
+            hint="count together what is alike only: name other files, or another --output",
+        )
+
+
+def _store(file: Path, held: SelfTest) -> None:
+    storage.write_atomically(file, storage.encode(held, schema_version=SCHEMA_VERSION))
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)

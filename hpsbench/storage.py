@@ -60,7 +60,8 @@ def read(cls: type[T], path: Path, *, schema_version: int, restore: str) -> T:
     """Return the `cls` that `encode` wrote to `path`; `restore` is the hint for a damaged file.
 
     Raises BaselineError when the file cannot be read, is no JSON, was written by a newer
-    hpsbench, or lacks or mistypes a field.
+    hpsbench, or lacks or mistypes a field. What an older hpsbench did not write yet has its
+    default.
     """
     try:
         fields = json.loads(path.read_text("utf-8"))
@@ -116,16 +117,21 @@ def _decode(wanted: Any, value: Any, where: str) -> Any:
 def _decode_dataclass(cls: type, value: Any, where: str) -> Any:
     given = _checked(dict, value, where)
     types_of = get_type_hints(cls)
-    names = [f.name for f in dataclasses.fields(cls)]
-    for unknown in sorted(given.keys() - set(names)):
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    for unknown in sorted(given.keys() - fields.keys()):
         raise _MismatchError(f"{where}.{unknown}", "is no known field")
-    for missing in (n for n in names if n not in given):
+    for missing in (n for n, f in fields.items() if n not in given and _is_required(f)):
         raise _MismatchError(f"{where}.{missing}", "is missing")
-    arguments = {n: _decode(types_of[n], given[n], f"{where}.{n}") for n in names}
+    arguments = {n: _decode(types_of[n], given[n], f"{where}.{n}") for n in fields if n in given}
     try:
         return cls(**arguments)
     except ValueError as error:
         raise _MismatchError(where, f"cannot be: {error}") from error
+
+
+def _is_required(field: dataclasses.Field[Any]) -> bool:
+    missing = dataclasses.MISSING
+    return field.default is missing and field.default_factory is missing
 
 
 def _checked(wanted: Any, value: Any, where: str) -> Any:

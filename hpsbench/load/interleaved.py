@@ -286,12 +286,13 @@ def look_for_death(check_alive: Callable[[], None], sleep: Callable[[float], Non
 
 @contextmanager
 def no_garbage_collection() -> Iterator[None]:
-    """Collect now, and not again before the context ends."""
-    was_enabled = gc.isenabled()
+    """Collect now, and not again before the context ends; within another it changes nothing."""
+    if not gc.isenabled():
+        yield
+        return
     gc.collect()
     gc.disable()
     try:
         yield
     finally:
-        if was_enabled:
-            gc.enable()
+        gc.enable()

@@ -6,10 +6,13 @@ from hpsbench.duet import DuetPolicy
 from hpsbench.resolution import Decision, Rate, Resolution, SelfTest
 
 
-def introduction(policy: DuetPolicy, *, machine: str, request_ns: int, decisions: int) -> list[str]:
+def introduction(
+    policy: DuetPolicy, *, machine: str, request_ns: int, decisions: int, neighbours: int = 0
+) -> list[str]:
     """Return what will be measured."""
     return [
         f"machine    {machine}",
+        *([f"neighbours {neighbours}, in bursts"] if neighbours else []),
         f"request    {request_ns / 1e6:.2f} ms",
         f"decisions  {decisions}, each of {policy.launches} launches of {policy.pairs} pairs, and "
         "as many again where a change must be confirmed",
@@ -26,7 +29,7 @@ def decision_line(number: int, decisions: int, decision: Decision) -> str:
     )
     told = "".join(f"  {name} {change:+.1%}" for name, change in changes if change is not None)
     return (
-        f"{number:>4}/{decisions}  {_injected(decision.injected):>5}  "
+        f"{number:>4}/{decisions}  {share_name(decision.injected):>5}  "
         f"{decision.outcome.value:<12}{told}  {decision.total_s:.1f} s"
     )
 
@@ -40,17 +43,18 @@ def summary(selftest: SelfTest) -> list[str]:
         *map(_row, selftest.resolutions),
         "",
         f"a decision took {selftest.total_s:.1f} s, of which {selftest.measure_s:.1f} s were "
-        "requests (medians)",
+        f"requests (medians; {selftest.longest_measure_s:.1f} s at most)",
     ]
 
 
 def quotation(selftest: SelfTest) -> str:
     """Return in one line what the machine was found to tell apart."""
     found = ", ".join(
-        f"{_injected(row.injected)} {row.regressed.found} of {row.regressed.of}"
+        f"{share_name(row.injected)} {row.regressed.found} of {row.regressed.of}"
         for row in selftest.resolutions
     )
-    return f"found slower by this machine's selftest of {selftest.recorded_at[:10]}: {found}"
+    noisy = ", with noisy neighbours" if selftest.neighbours else ""
+    return f"found slower by this machine's selftest of {selftest.recorded_at[:10]}{noisy}: {found}"
 
 
 def _row(row: Resolution) -> str:
@@ -61,7 +65,7 @@ def _row(row: Resolution) -> str:
     }
     others = ", ".join(f"{n} {outcome}" for outcome, n in counts.items() if n)
     cells = f"{_rate(row.regressed):<24}  {_rate(row.mean_rule):<26}"
-    return f"{_injected(row.injected):>8}  {cells}  {others or '-'}"
+    return f"{share_name(row.injected):>8}  {cells}  {others or '-'}"
 
 
 def _rate(rate: Rate) -> str:
@@ -70,5 +74,6 @@ def _rate(rate: Rate) -> str:
     return f"{rate.found} of {rate.of} ({rate.low:.0%} to {rate.high:.0%})"
 
 
-def _injected(share: float) -> str:
+def share_name(share: float) -> str:
+    """Return `A/A`, or `+5%`, as `--share` takes it."""
     return f"{share:+.0%}" if share else "A/A"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import os
@@ -15,7 +16,7 @@ from typing import Any
 import filelock
 import pytest
 
-from hpsbench import baselines
+from hpsbench import baselines, storage
 from hpsbench.baselines import Baseline
 from hpsbench.errors import BaselineError
 from tests.scripted import MACHINE, baseline_of, measurement
@@ -121,6 +122,17 @@ def test_a_damaged_baseline_names_file_and_field(
     assert path.name in caught.value.problem
 
 
+def test_a_field_with_a_default_may_be_missing_in_an_older_file(tmp_path: Path) -> None:
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Kept:
+        old: int
+        new: tuple[int, ...] = (7,)
+
+    path = tmp_path / "kept.json"
+    path.write_text('{"schema_version": 1, "old": 3}')
+    assert storage.read(Kept, path, schema_version=1, restore="") == Kept(old=3, new=(7,))
+
+
 def test_a_launch_that_took_no_time_is_refused(tmp_path: Path) -> None:
     (path,) = baselines.update(tmp_path, [baseline_of(measurement())])
     path.write_text(path.read_text("utf-8").replace('"ratio_p10": 1.0,', '"ratio_p10": 0,'))
@@ -184,7 +196,7 @@ def test_a_held_lock_is_waited_for_and_then_named(tmp_path: Path) -> None:
 _UPDATE_AND_DIE = """
 import os, signal, sys
 from pathlib import Path
-from hpsbench import baselines
+from hpsbench import baselines, storage
 from tests.unit.test_baselines import stored
 
 survive, replace = int(sys.argv[2]), os.replace
@@ -219,7 +231,7 @@ def test_a_killed_update_leaves_every_file_old_or_new(tmp_path: Path, replaced: 
 _UPDATE = """
 import sys
 from pathlib import Path
-from hpsbench import baselines
+from hpsbench import baselines, storage
 from tests.unit.test_baselines import stored
 
 for _ in range(10):

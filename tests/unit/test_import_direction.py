@@ -30,6 +30,7 @@ ROOMS = (
     ("duet",),
     ("resolution",),
     ("duet_session", "pairs"),
+    ("slowed",),
     ("runs",),
     ("published",),
     ("figures",),

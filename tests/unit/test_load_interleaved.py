@@ -13,7 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hpsbench.errors import RequestError, ServerDied
-from hpsbench.load.interleaved import GIVE_UP_AFTER, Interleaved, Participant, ParticipantRun
+from hpsbench.load.interleaved import (
+    GIVE_UP_AFTER,
+    Interleaved,
+    Participant,
+    ParticipantRun,
+    no_garbage_collection,
+)
 from hpsbench.load.schedule import random_orders, repetitions_for, split_rounds
 from hpsbench.servers.endpoint import Endpoint
 from hpsbench.servers.statistics import ModelStatistics
@@ -150,6 +156,17 @@ def test_garbage_is_not_collected_while_measuring() -> None:
     assert states
     assert not any(states)
     assert gc.isenabled()
+
+
+def test_garbage_is_collected_once_for_what_runs_within(monkeypatch: pytest.MonkeyPatch) -> None:
+    collected: list[None] = []
+    monkeypatch.setattr(gc, "collect", lambda: collected.append(None))
+    with no_garbage_collection():
+        with no_garbage_collection():
+            assert not gc.isenabled()
+        assert not gc.isenabled()
+    assert gc.isenabled()
+    assert len(collected) == 1
 
 
 def test_counters_are_read_per_round_and_without_the_warm_up() -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,17 +20,20 @@ from hpsbench import cli, selftest, storage
 from hpsbench.duet import BASELINE, CANDIDATE, DuetLaunch, DuetPolicy, DuetSession
 from hpsbench.duet_session import Pair
 from hpsbench.errors import ConfigError, RequestError
-from hpsbench.load.interleaved import Participant
+from hpsbench.load.interleaved import Participant, no_garbage_collection
 from hpsbench.report import resolution as report
 from hpsbench.resolution import (
     INJECTED,
     Decision,
     SelfTest,
     mean_change,
+    merged,
     rate,
     resolutions,
 )
-from hpsbench.selftest import Calibration, calibration
+from hpsbench.selftest import parse_shares
+from hpsbench.servers.neighbours import neighbours_for, noisy_neighbours
+from hpsbench.slowed import Calibration, calibration
 from hpsbench.verdict import Outcome
 
 MS = 1_000_000
@@ -79,9 +86,16 @@ class SlowedPair:
             raise RequestError("refused", hint="none")
 
 
-def decisions(host: SlowedHost, sessions: int = 2) -> list[Decision]:
+def decisions(
+    host: SlowedHost, sessions: int = 2, shares: Sequence[float] = INJECTED
+) -> list[Decision]:
     return selftest.selftest(
-        host.slowed, sessions=sessions, policy=POLICY, clock_ns=host.clock_ns, sleep=host.sleep
+        host.slowed,
+        sessions=sessions,
+        policy=POLICY,
+        shares=shares,
+        clock_ns=host.clock_ns,
+        sleep=host.sleep,
     )
 
 
@@ -95,6 +109,13 @@ def result(found: Sequence[Decision]) -> SelfTest:
         resolutions=resolutions(found),
         decisions=tuple(found),
     )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_collection() -> Iterator[None]:
+    """Collect garbage once, and not before every scripted launch."""
+    with no_garbage_collection():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -200,7 +221,7 @@ def test_the_words_of_a_self_test(found: list[Decision]) -> None:
         "    +10%  2 of 2 (16% to 100%)      2 of 2 (16% to 100%)        -",
         "    +20%  2 of 2 (16% to 100%)      2 of 2 (16% to 100%)        -",
         "",
-        "a decision took 4.2 s, of which 0.2 s were requests (medians)",
+        "a decision took 4.2 s, of which 0.2 s were requests (medians; 0.2 s at most)",
     ]
 
 
@@ -244,43 +265,154 @@ def test_no_session_is_an_error(
     assert f"--sessions {sessions} measures nothing" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("outcome", "code"), [(Outcome.PASS, 0), (Outcome.INVALID, 10)])
-def test_the_command_stores_as_it_goes_and_says_where(
-    outcome: Outcome,
-    code: int,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def a_decision(outcome: Outcome = Outcome.PASS, share: float = 0.0) -> Decision:
+    return Decision(
+        injected=share,
+        outcome=outcome,
+        change=None,
+        change_p50=None,
+        mean_change=None,
+        ratios_p10=(),
+        ratios_p50=(),
+        sessions=1,
+        measure_s=1.0,
+        total_s=2.0,
+    )
+
+
+@pytest.fixture
+def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[float, ...]]:
+    """Let the command measure made-up decisions; return the shares that it asked for."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HPSBENCH_CACHE_DIR", str(tmp_path / "cache"))
     found = Calibration(steps=320, step_ns=5000.0, request_ns=2 * MS)
     monkeypatch.setattr(selftest, "calibrate", lambda *_: found)
+    asked: list[tuple[float, ...]] = []
+
+    def measured(
+        pair: object, *, sessions: int, shares: tuple[float, ...], on_decision: Any, **_: object
+    ) -> None:
+        asked.append(shares)
+        for _number in range(sessions):
+            for share in shares:
+                on_decision(a_decision(share=share))
+
+    monkeypatch.setattr(selftest, "selftest", measured)
+    return asked
+
+
+@pytest.mark.parametrize(("outcome", "code"), [(Outcome.PASS, 0), (Outcome.INVALID, 10)])
+def test_the_command_stores_as_it_goes_and_says_where(
+    outcome: Outcome,
+    code: int,
+    command: list[tuple[float, ...]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     stored_after: list[int] = []
 
-    def measured(pair: object, *, sessions: int, policy: DuetPolicy, on_decision: Any) -> None:
-        for _ in range(sessions):
-            on_decision(
-                Decision(
-                    injected=0.0,
-                    outcome=outcome,
-                    change=None,
-                    change_p50=None,
-                    mean_change=None,
-                    ratios_p10=(),
-                    ratios_p50=(),
-                    sessions=1,
-                    measure_s=1.0,
-                    total_s=2.0,
-                )
-            )
-            stored_after.append(len(stored().decisions))
-
-    def stored() -> SelfTest:
-        return storage.read(SelfTest, selftest.FILE, schema_version=1, restore="")
+    def measured(pair: object, *, sessions: int, on_decision: Any, **_: object) -> None:
+        for _number in range(sessions):
+            on_decision(a_decision(outcome))
+            stored_after.append(len(selftest.load(selftest.FILE).decisions))
 
     monkeypatch.setattr(selftest, "selftest", measured)
     assert cli.main(["selftest", "--quick"]) == code
     assert capsys.readouterr().out.splitlines()[-1] == "stored .hpsbench/selftest.json"
     assert stored_after == [1, 2, 3]
-    assert stored().decisions[0].outcome is outcome
+    assert selftest.load(selftest.FILE).decisions[0].outcome is outcome
+
+
+def test_decisions_of_some_shares_are_collected_in_several_goes(
+    command: list[tuple[float, ...]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["selftest", "--sessions", "2", "--share", "A/A,+5%"]) == 0
+    assert cli.main(["selftest", "--sessions", "3", "--share", "+5%", "--append"]) == 0
+    assert command == [(0.0, 0.05), (0.05,)]
+    held = selftest.load(selftest.FILE)
+    assert [row.regressed.of for row in held.resolutions] == [2, 5]
+    assert held.request_ns == 2 * MS
+    # The summary is of all that the file holds.
+    assert "     +5%  0 of 5 " in capsys.readouterr().out
+    assert cli.main(["selftest", "--sessions", "1", "--share", "A/A"]) == 0
+    assert len(selftest.load(selftest.FILE).decisions) == 1
+
+
+def test_copies_write_their_own_files_and_are_merged(
+    command: list[tuple[float, ...]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("one", "two"):
+        own = ("--output", f"copies/{name}.json")
+        assert cli.main(["selftest", "--sessions", "2", "--share", "A/A", *own]) == 0
+    files = sorted(p.name for p in Path("copies").iterdir())
+    assert files == [
+        f"{name}{rest}"
+        for name in ("one", "two")
+        for rest in ("-baseline.log", "-candidate.log", ".json")
+    ]
+    capsys.readouterr()
+    asked = len(command)
+    assert cli.main(["selftest", "--merge", "copies/one.json", "copies/two.json"]) == 0
+    assert len(command) == asked
+    assert selftest.load(selftest.FILE).resolutions[0].regressed.of == 4
+    out = capsys.readouterr().out.splitlines()
+    assert out[-1] == "stored .hpsbench/selftest.json, of 2 files"
+    assert any(line.startswith("     A/A  0 of 4 (0% to 60%)") for line in out)
+
+
+def test_noise_is_counted_apart_from_quiet(
+    command: list[tuple[float, ...]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["selftest", "--sessions", "1", "--share", "A/A"]) == 0
+    assert cli.main(["selftest", "--sessions", "1", "--share", "A/A", "--noisy"]) == 0
+    noisy = selftest.load(selftest.NOISY_FILE)
+    assert noisy.neighbours >= 1
+    assert "with noisy neighbours" in report.quotation(noisy)
+    assert f"neighbours {noisy.neighbours}, in bursts" in capsys.readouterr().out
+    both = ["--append", "--noisy", "--output", str(selftest.FILE)]
+    assert cli.main(["selftest", "--sessions", "1", *both]) == 4
+    assert cli.main(["selftest", "--merge", str(selftest.FILE), str(selftest.NOISY_FILE)]) == 4
+    assert "cannot be counted together with these: noisy neighbours" in capsys.readouterr().err
+    assert len(selftest.load(selftest.FILE).decisions) == 1
+
+
+def test_nothing_to_merge_is_refused(found: list[Decision]) -> None:
+    one = result(found)
+    assert merged([one, one]).resolutions[1].regressed.of == 4
+    with pytest.raises(ValueError, match="nothing to merge"):
+        merged([])
+    with pytest.raises(ValueError, match="machine a and cpu-test-2c"):
+        merged([dataclasses.replace(one, machine="a", recorded_at="2027"), one])
+
+
+def test_shares_are_written_as_they_are_shown() -> None:
+    shown = ",".join(map(report.share_name, INJECTED))
+    assert shown == "A/A,+5%,+10%,+20%"
+    assert parse_shares(shown) == INJECTED
+    assert parse_shares(" a/a , 5 ,+5%") == (0.0, 0.05)
+
+
+@pytest.mark.parametrize("text", ["-5%", "much", "+200%", "", ","])
+def test_what_cannot_be_injected_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="--share"):
+        parse_shares(text)
+
+
+def test_neighbours_keep_processors_busy_and_are_gone_afterwards(tmp_path: Path) -> None:
+    me = psutil.Process()
+    before = set(me.children(recursive=True))
+    # The first burst of this seed takes 3.6 s.
+    with noisy_neighbours(seed=2, log=tmp_path / "log") as count:
+        deadline_s = time.monotonic() + 30
+        burnt_s = 0.0
+        while burnt_s < 0.3 and time.monotonic() < deadline_s:
+            time.sleep(0.1)
+            running = set(me.children(recursive=True)) - before
+            burnt_s = sum(sum(p.cpu_times()[:2]) for p in running)
+        assert count == neighbours_for(len(os.sched_getaffinity(0)))
+        assert burnt_s >= 0.3, (tmp_path / "log").read_text()
+    assert not [p for p in running if p.is_running()]
+
+
+def test_two_processors_get_one_neighbour() -> None:
+    assert [neighbours_for(cpus) for cpus in (1, 2, 3, 4, 16)] == [1, 1, 1, 2, 8]

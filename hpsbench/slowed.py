@@ -1,0 +1,152 @@
+"""Servers slowed by a known share: equal processes, of which one is asked for more work.
+
+A small Python model works for as many steps as a request says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from hpsbench import stats
+from hpsbench.config import ServerConfig
+from hpsbench.duet import BASELINE, CANDIDATE
+from hpsbench.duet_session import Pair
+from hpsbench.errors import ConfigError
+from hpsbench.load.client import Tensor, connect
+from hpsbench.load.interleaved import Interleaved, Participant
+from hpsbench.pairs import NAMES, Contender, fresh_pair
+from hpsbench.servers.triton import TritonServer, running_triton
+
+#: What a request shall take, of which the model works most.
+REQUEST_NS = 2_000_000
+MODEL = "hpsbench_selftest"
+
+_CALIBRATING_STEPS = (100, 300)
+_CALIBRATING_REQUESTS = 150
+_CONFIG = f"""\
+name: "{MODEL}"
+backend: "python"
+max_batch_size: 0
+input [{{ name: "steps" data_type: TYPE_INT32 dims: [ 1 ] }}]
+output [{{ name: "sum" data_type: TYPE_FP32 dims: [ 1 ] }}]
+instance_group [{{ kind: KIND_CPU count: 1 }}]
+"""
+_MODEL_PY = """\
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+
+class TritonPythonModel:
+    def initialize(self, arguments):
+        rng = np.random.default_rng(1)
+        self.rows = rng.random((20_000, 128), dtype=np.float32)
+        self.keys = rng.integers(0, len(self.rows), (256, 32))
+
+    def execute(self, requests):
+        return [self.answer(request) for request in requests]
+
+    def answer(self, request):
+        steps = int(pb_utils.get_input_tensor_by_name(request, "steps").as_numpy()[0])
+        total = 0.0
+        for step in range(steps):
+            total += float(self.rows[self.keys[step % 256]].sum())
+        output = pb_utils.Tensor("sum", np.array([total], np.float32))
+        return pb_utils.InferenceResponse([output])
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """How many steps the baseline's requests ask for, and what one costs here, in nanoseconds."""
+
+    steps: int
+    step_ns: float
+    request_ns: int
+
+    def slowed(self, share: float) -> int:
+        """Return the steps of a request that takes longer by this share of its whole time."""
+        return self.steps + round(share * self.request_ns / self.step_ns)
+
+
+def calibration(latency_ns: Mapping[int, int], request_ns: int = REQUEST_NS) -> Calibration:
+    """Return how to make requests of `request_ns`, from the latencies at two numbers of steps.
+
+    Raises ConfigError where more steps took no longer, or the host is too slow for any.
+    """
+    (few, short_ns), (many, long_ns) = sorted(latency_ns.items())
+    step_ns = (long_ns - short_ns) / (many - few)
+    if step_ns <= 0:
+        raise ConfigError(
+            f"{many} steps of work took {long_ns} ns, and {few} took {short_ns} ns",
+            hint="see that nothing else keeps this machine busy, and try again",
+        )
+    # A slow host gets longer requests, rather than requests that hardly work.
+    steps = max(few, round(few + (request_ns - short_ns) / step_ns))
+    return Calibration(
+        steps=steps, step_ns=step_ns, request_ns=round(short_ns + (steps - few) * step_ns)
+    )
+
+
+def write_model(repository: Path) -> None:
+    """Write the model that works for as many steps as a request says."""
+    folder = repository / MODEL
+    (folder / "1").mkdir(parents=True, exist_ok=True)
+    (folder / "config.pbtxt").write_text(_CONFIG)
+    (folder / "1" / "model.py").write_text(_MODEL_PY)
+
+
+def calibrate(repository: Path, config: ServerConfig, log: Path) -> Calibration:
+    """Start the model once, and return how many steps a request of REQUEST_NS takes here."""
+    with running_triton(repository, [MODEL], config, log=log) as server:
+        loop = Interleaved(
+            rounds=1,
+            warmup_requests=_CALIBRATING_REQUESTS // 3,
+            min_requests=_CALIBRATING_REQUESTS,
+            max_requests=_CALIBRATING_REQUESTS,
+            measure_s=1e-9,
+            seed=1,
+        )
+        endpoint = server.endpoint(MODEL)
+        clients = {steps: connect(endpoint, _request(steps)) for steps in _CALIBRATING_STEPS}
+        try:
+            asked = loop.run(
+                [Participant(name=str(steps), send=c.send) for steps, c in clients.items()],
+                server.check_alive,
+            )
+        finally:
+            for client in clients.values():
+                client.close()
+    return calibration(
+        {
+            int(name): stats.percentile_ns(run.records.latencies_ns, 10)
+            for name, run in asked.items()
+        }
+    )
+
+
+def _request(steps: int) -> dict[str, Tensor]:
+    return {"steps": np.array([steps], np.int32)}
+
+
+def slowed_pair(
+    repository: Path,
+    config: ServerConfig,
+    found: Calibration,
+    share: float,
+    logs: Mapping[str, Path],
+) -> Pair:
+    """Return pairs of fresh servers whose candidate is slower by this share of a request."""
+    steps = {BASELINE: found.steps, CANDIDATE: found.slowed(share)}
+    contenders = {
+        name: Contender(model=MODEL, repository=repository, config=config, log=logs[name])
+        for name in NAMES
+    }
+
+    def ask(name: str, server: TritonServer, batch_size: int) -> Sequence[Mapping[str, Tensor]]:
+        return [_request(steps[name])]
+
+    return lambda number: fresh_pair(contenders, ask, number)

@@ -47,6 +47,10 @@ class RequestError(BenchError):
     """A request was refused, or its answer cannot be understood."""
 
 
+class RequestTimeout(RequestError):
+    """A request was not answered in time."""
+
+
 class BaselineError(BenchError):
     """A stored baseline cannot be read, written or understood."""
 

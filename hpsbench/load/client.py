@@ -37,6 +37,12 @@ class Client(Protocol):
     def infer(self) -> dict[str, Tensor]:
         """Do as `send` does, and return the decoded outputs by name."""
 
+    def another(self) -> Client:
+        """Return a client with a connection of its own that sends the same encoded bytes.
+
+        It begins with the first request. Raises RequestError where the connection is refused.
+        """
+
     def close(self) -> None:
         """Close the connection; closing twice is allowed."""
 

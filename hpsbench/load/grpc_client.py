@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 
@@ -9,7 +10,7 @@ import grpc  # type: ignore[import-untyped]
 from tritonclient.grpc import InferResult, service_pb2
 from tritonclient.utils import np_to_triton_dtype, serialize_byte_tensor
 
-from hpsbench.errors import ConfigError, RequestError
+from hpsbench.errors import ConfigError, RequestError, RequestTimeout
 from hpsbench.load.client import EMPTY_ANSWER_HINT, Inputs, Tensor, requests_of
 from hpsbench.servers.endpoint import Endpoint
 
@@ -36,10 +37,16 @@ class GrpcClient:
         self._where = f"model {endpoint.model} at grpc://{endpoint.grpc}"
         self._timeout_s = timeout_s
         self._requests = tuple(_encode(endpoint, r, outputs) for r in requests_of(inputs))
+        self._address = endpoint.grpc
+        self._open()
+
+    def _open(self) -> None:
         self._next = 0
         self._channel = grpc.insecure_channel(
-            endpoint.grpc,
+            self._address,
             options=[
+                # Or channels to one address share one connection.
+                ("grpc.use_local_subchannel_pool", 1),
                 ("grpc.max_send_message_length", _UNLIMITED_BYTES),
                 ("grpc.max_receive_message_length", _UNLIMITED_BYTES),
             ],
@@ -49,6 +56,12 @@ class GrpcClient:
             request_serializer=None,
             response_deserializer=service_pb2.ModelInferResponse.FromString,
         )
+
+    def another(self) -> GrpcClient:
+        """Return one more connection that sends the same bytes; see `Client.another`."""
+        other = copy.copy(self)
+        other._open()
+        return other
 
     def send(self) -> None:
         """Send the next request and wait for its whole answer; see `Client.send`."""
@@ -81,6 +94,11 @@ class GrpcClient:
         try:
             response = self._call(request, timeout=self._timeout_s)
         except grpc.RpcError as error:
+            if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+                raise RequestTimeout(
+                    f"{self._where} did not answer within {self._timeout_s:g} s",
+                    hint="raise servers.request_timeout_s if the request is a large one",
+                ) from error
             raise RequestError(
                 f"{self._where} answered with status {error.code().name}: {error.details()}",
                 hint="read the server's log for this request",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import socket
 import struct
@@ -13,7 +14,7 @@ from urllib.parse import quote
 from tritonclient.http import InferenceServerClient, InferInput, InferRequestedOutput
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
-from hpsbench.errors import ConfigError, RequestError
+from hpsbench.errors import ConfigError, RequestError, RequestTimeout
 from hpsbench.load.client import EMPTY_ANSWER_HINT, Inputs, Tensor, requests_of
 from hpsbench.servers.endpoint import Endpoint
 
@@ -48,6 +49,9 @@ class HttpClient:
         self._where = f"model {endpoint.model} at http://{endpoint.http}"
         self._timeout_s = timeout_s
         self._requests = tuple(_encode(endpoint, r, outputs) for r in requests_of(inputs))
+        self._open()
+
+    def _open(self) -> None:
         self._next = 0
         self._storage = bytearray(_FIRST_BUFFER_BYTES)
         self._buffer = memoryview(self._storage)
@@ -56,6 +60,12 @@ class HttpClient:
         self._known_size = 0
         self._socket: socket.socket | None = None
         self._connect()
+
+    def another(self) -> HttpClient:
+        """Return one more connection that sends the same bytes; see `Client.another`."""
+        other = copy.copy(self)
+        other._open()
+        return other
 
     def send(self) -> None:
         """Send the next request and wait for its whole answer; see `Client.send`."""
@@ -123,8 +133,8 @@ class HttpClient:
             return self._receive(connection)
         except BlockingIOError as error:
             self.close()
-            raise self._error(
-                f"did not answer within {self._timeout_s:g} s",
+            raise RequestTimeout(
+                f"{self._where} did not answer within {self._timeout_s:g} s",
                 hint="raise servers.request_timeout_s if the request is a large one",
             ) from error
         except OSError as error:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import tritonclient.http
 
 from hpsbench.config import ServerConfig
-from hpsbench.errors import RequestError
+from hpsbench.errors import RequestError, RequestTimeout
 from hpsbench.load.client import connect
 from hpsbench.load.closed_loop import ClosedLoop
 from hpsbench.load.interleaved import Interleaved, Participant
+from hpsbench.load.open_loop import OpenLoop
+from hpsbench.load.schedule import poisson_arrivals
 from hpsbench.measurements import measure
 from hpsbench.servers.triton import TritonServer, running_triton
 
@@ -112,3 +117,38 @@ def test_several_clients_are_answered_at_once(triton: TritonServer) -> None:
     records = loop.run(lambda: connect(triton.endpoint("tiny"), batch(4)), triton.check_alive)
     assert len(records) >= 60
     assert records.failed == 0
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_an_open_loop_sends_every_request_over_connections_of_its_own(
+    triton: TritonServer, protocol: str
+) -> None:
+    arrivals = poisson_arrivals(100, 2, seed=1)
+    before = triton.statistics("tiny").success_count
+    with connect(triton.endpoint("tiny"), batch(7), protocol=protocol) as client:
+        assert triton.pid is not None
+        alone = len(psutil.Process(triton.pid).net_connections())
+        connections = []
+
+        def check() -> None:
+            connections.append(len(psutil.Process(triton.pid).net_connections()) - alone)
+
+        timer = threading.Timer(1, check)
+        timer.start()
+        run = OpenLoop(arrivals_ns=arrivals, connections=5).run(client.another)
+        timer.join()
+    assert connections == [5]
+    assert (len(run.records), run.records.failed) == (len(arrivals), 0)
+    deadline = time.monotonic() + 5
+    while triton.statistics("tiny").success_count < before + len(arrivals):
+        assert time.monotonic() < deadline
+    assert triton.statistics("tiny").success_count == before + len(arrivals)
+
+
+def test_a_grpc_request_that_takes_too_long_is_a_timeout(triton: TritonServer) -> None:
+    endpoint = triton.endpoint("tiny")
+    with (
+        connect(endpoint, batch(7), protocol="grpc", timeout_s=1e-5) as client,
+        pytest.raises(RequestTimeout, match=r"did not answer within 1e-05 s"),
+    ):
+        client.send()

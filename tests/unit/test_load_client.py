@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hpsbench.errors import ConfigError, RequestError
+from hpsbench.errors import ConfigError, RequestError, RequestTimeout
 from hpsbench.load.client import connect
 from hpsbench.load.http_client import HttpClient
 from hpsbench.servers.endpoint import Endpoint
@@ -170,6 +170,19 @@ def test_several_requests_are_sent_in_turn() -> None:
         assert [int.from_bytes(r[-8:], "little") for r in server.requests] == [3, 5, 3]
 
 
+def test_another_connection_sends_the_same_bytes_from_the_first_request_on() -> None:
+    pool = [{"keys": np.full((1,), value, np.int64)} for value in (3, 5)]
+    with scripted([[answer()]], [[answer()]] * 2) as server:
+        with connect(endpoint(server.address), pool) as client:
+            client.send()
+        with client.another() as other:
+            other.send()
+            other.send()
+        first, *others = server.requests
+        assert others[0] == first
+        assert [int.from_bytes(r[-8:], "little") for r in server.requests] == [3, 3, 5]
+
+
 @pytest.mark.parametrize("piece", [1, 7, 60, 130])
 def test_an_answer_may_come_in_pieces_of_any_size(piece: int) -> None:
     with client_of([in_pieces(answer(), piece)] * 2) as client:
@@ -290,7 +303,7 @@ def test_a_server_that_does_not_answer_is_an_error_within_the_timeout() -> None:
     with scripted([[b""]], hold_open=True) as server:
         with HttpClient(endpoint(server.address), INPUTS, timeout_s=0.1) as client:
             begun = time.monotonic()
-            with pytest.raises(RequestError, match=r"did not answer within 0\.1 s"):
+            with pytest.raises(RequestTimeout, match=r"did not answer within 0\.1 s"):
                 client.send()
         assert time.monotonic() - begun < 5
 

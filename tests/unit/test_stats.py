@@ -52,3 +52,63 @@ def test_what_cannot_be_summarized_is_refused(values: list[object]) -> None:
         stats.summarize(values)
     with pytest.raises(ValueError, match="at least one value"):
         stats.percentile_ns(values, 50)
+
+
+def exponential(n: int, seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).exponential(1e6, n).astype(np.int64)
+
+
+@pytest.mark.parametrize("q", [50, 90, 99])
+def test_bounds_hold_as_often_as_they_say(q: float) -> None:
+    true_ns = -np.log(1 - q / 100) * 1e6
+    held = 0
+    for seed in range(300):
+        found = stats.open_loop_percentile(exponential(2000, seed), q)
+        assert found.low_ns is not None
+        assert found.high_ns is not None
+        held += found.low_ns <= true_ns <= found.high_ns
+    assert held >= 0.93 * 300
+
+
+def test_bounds_hold_where_neighbours_are_slow_together() -> None:
+    # Blocks of 30 equal latencies: 3000 of them say no more than 100.
+    held, naive = 0, 0
+    true_ns = -np.log(0.1) * 1e6
+    for seed in range(200):
+        blocks = np.repeat(exponential(200, seed), 30)
+        found = stats.open_loop_percentile(blocks, 90)
+        assert found.value_ns is not None
+        held += (found.low_ns or 0) <= true_ns <= (found.high_ns or np.inf)
+        shuffled = np.random.default_rng(seed).permutation(blocks)
+        other = stats.open_loop_percentile(shuffled, 90)
+        assert other.low_ns is not None
+        assert other.high_ns is not None
+        naive += other.low_ns <= true_ns <= other.high_ns
+    assert held >= 0.85 * 200
+    assert naive < 0.6 * 200
+
+
+def test_too_few_requests_say_how_many_it_takes() -> None:
+    assert stats.min_requests(99, 0.95) == 368
+    assert stats.min_requests(99.9, 0.95) == 3688
+    assert stats.min_requests(50, 0.95) == 6
+    few = stats.open_loop_percentile(exponential(300, 1), 99)
+    assert few.value_ns is not None
+    assert few.low_ns is not None
+    assert few.high_ns is None
+    assert few.min_requests >= 368
+
+
+def test_failed_requests_are_slower_than_every_other() -> None:
+    answered = np.arange(1, 91) * 1000
+    assert stats.open_loop_percentile(answered, 50, failed=10).value_ns == 50_500
+    assert stats.open_loop_percentile(answered, 99, failed=10).value_ns is None
+    with pytest.raises(ValueError, match="no request"):
+        stats.open_loop_percentile([], 50)
+    assert stats.open_loop_percentile([], 50, failed=3).value_ns is None
+
+
+@pytest.mark.parametrize("q", [0, 100])
+def test_no_number_of_requests_bounds_an_extreme(q: float) -> None:
+    with pytest.raises(ValueError, match="bounds"):
+        stats.min_requests(q, 0.95)

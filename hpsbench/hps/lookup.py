@@ -21,8 +21,8 @@ class ModelTables:
     """The loaded tables of one model, in the order of the configuration.
 
     Lookups may come from any number of threads, and are answered from host memory. `gpus` are the
-    devices on which TensorFlow finds the tables cached. Memory is given back with the last
-    reference.
+    devices on which TensorFlow, and a `GpuLookup`, find the tables cached. Memory is given back
+    with the last reference.
     """
 
     def __init__(
@@ -78,20 +78,28 @@ class ModelTables:
         HpsError where `num_keys` has not one count per table or does not sum up to n.
         """
         keys = self._keys(keys)
+        counts = self.counts_per_table(num_keys, keys.size)
+        out = self._output(out, (int(np.dot(counts.astype(np.int64), self.embedding_dims)),))
+        self._native.lookup_flat(keys.reshape(-1), counts, out)
+        return out
+
+    def counts_per_table(
+        self, num_keys: npt.ArrayLike, num_keys_in_all: int
+    ) -> npt.NDArray[np.uint64]:
+        """Return `num_keys` as an array; raises HpsError where the counts do not fit."""
         counts = np.ascontiguousarray(num_keys)
         if counts.shape != (len(self.table_names),) or counts.dtype.kind not in "iu":
             raise HpsError(
                 f"model {self.model_name}: NUMKEYS is {counts.dtype}{list(counts.shape)}",
                 hint=f"give one count for each of its {len(self.table_names)} tables",
             )
-        if counts.min() < 0 or counts.sum() != keys.size:
+        if counts.min() < 0 or counts.sum() != num_keys_in_all:
             raise HpsError(
-                f"model {self.model_name}: NUMKEYS {counts.tolist()} and {keys.size} keys disagree",
+                f"model {self.model_name}: NUMKEYS {counts.tolist()} and {num_keys_in_all} keys "
+                "disagree",
                 hint="the counts must sum up to the number of keys",
             )
-        out = self._output(out, (int(np.dot(counts.astype(np.int64), self.embedding_dims)),))
-        self._native.lookup_flat(keys.reshape(-1), counts.astype(np.uint64), out)
-        return out
+        return counts.astype(np.uint64)
 
     def statistics(self) -> dict[str, dict[str, Any]]:
         """Return each table's `TableFacts`, as a dict, by the table's name.
@@ -105,6 +113,11 @@ class ModelTables:
             }
             for i, name in enumerate(self.table_names)
         }
+
+    @property
+    def native(self) -> NativeModel:
+        """The tables as the native libraries know them."""
+        return self._native
 
     def register(self, name: str) -> None:
         """Let the TensorFlow operation ask these tables as model `name`."""
@@ -131,14 +144,18 @@ class ModelTables:
         return out
 
 
-def open_model(ps_config_file: Path | str, model_name: str) -> ModelTables:
-    """Load one model of a configuration, for this caller alone, apart from `Init`, on the host.
+def open_model(ps_config_file: Path | str, model_name: str, *, gpus: bool = False) -> ModelTables:
+    """Load one model of a configuration, for this caller alone, apart from `Init`.
 
-    Raises HpsError or TableError, as `read_configuration` and `open_sparse_model` do.
+    With `gpus`, those of `deployed_device_list` cache it as the configuration says, for a
+    `GpuLookup`; else it is on the host alone. Raises HpsError or TableError, as
+    `read_configuration`, `open_sparse_model` and `attach_caches` do.
     """
     configuration = read_configuration(ps_config_file)
     return ModelTables(
-        configuration, configuration.model(model_name), without_gpus="asked from Python"
+        configuration,
+        configuration.model(model_name),
+        without_gpus=None if gpus else "asked from Python",
     )
 
 

@@ -29,10 +29,10 @@ _OP_SOURCES = ("op.cc", "op_gpu.cc")
 _CORE_SOURCES = ("core.cc", "index.cc", "lookup.cc", "table.cc", "thread_pool.cc")
 _HEADERS = ("core.h", "index.h", "table.h", "thread_pool.h")
 _OP_HEADERS = (*_HEADERS, "lookup_kernel.h")
-_GPU_SOURCES = ("gpu_cache.cu", "gpu_resident.cu", "gpu_slabs.cu")
+_GPU_SOURCES = ("gpu_cache.cu", "gpu_lookup.cu", "gpu_resident.cu", "gpu_slabs.cu")
 _GPU_HEADERS = (
-    "core.h", "gpu_cache.h", "gpu_inserter.h", "gpu_memory.h", "gpu_rows.cuh",
-    "gpu_slab_kernels.cuh", "gpu_table.h", "gpu_workspace.h",
+    "core.h", "gpu_arrays.h", "gpu_attached.h", "gpu_cache.h", "gpu_inserter.h", "gpu_memory.h",
+    "gpu_rows.cuh", "gpu_slab_kernels.cuh", "gpu_table.h", "gpu_workspace.h",
 )  # fmt: skip
 _FLAGS = ("-std=c++17", "-O3", "-fPIC", "-shared", "-pthread", "-fvisibility=hidden")
 # The CUDA runtime is linked in, so that the library also loads where there is no CUDA.

@@ -107,18 +107,23 @@ void hps_fetch(hps_model* model, int32_t table, const int64_t* keys, uint64_t nu
 // keys up there, and so knows no CUDA.
 typedef struct hps_gpu_cache hps_gpu_cache;
 
+typedef enum {
+  HPS_FLOAT32 = 0,
+  HPS_FLOAT16 = 1,  // rounded to the nearest, ties to even
+} hps_row_type;
+
 // Keys of one table to be looked up; `keys` and `out` are in memory of the GPU.
 typedef struct {
   int32_t table;
   const void* keys;
   uint64_t num_keys;
-  float* out;
+  void* out;
 } hps_gpu_part;
 
 typedef struct {
   // Keys are int64 (`key_bytes` 8) or int32 (4); rows are written in the order of the CUDA stream.
   hps_status (*lookup)(hps_gpu_cache* cache, const hps_gpu_part* parts, int32_t num_parts,
-                       int32_t key_bytes, void* stream, hps_error* error);
+                       int32_t key_bytes, hps_row_type row_type, void* stream, hps_error* error);
   void (*destroy)(hps_gpu_cache* cache);
 } hps_gpu_functions;
 

@@ -6,6 +6,7 @@ import ctypes
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from hpsbench.hps.native.bindings import Error, NativeModel
 from hpsbench.machine import find_gpus
 
 CACHE_TYPES = ("dynamic", "static", "uvm")
+ROW_TYPES = (np.dtype(np.float32), np.dtype(np.float16))
 _OK = 0
 _RESOURCE_EXHAUSTED = 8
 _MEMORY_HINT = (
@@ -104,11 +106,28 @@ class GpuFacts:
     evicted: int
 
 
+class _FlatRequest(ctypes.Structure):
+    _fields_ = (
+        ("keys", ctypes.c_void_p),
+        ("key_bytes", ctypes.c_int32),
+        ("keys_on_gpu", ctypes.c_int32),
+        ("num_keys", ctypes.c_void_p),
+        ("row_type", ctypes.c_int),
+        ("on_stream", ctypes.c_int32),
+        ("stream", ctypes.c_void_p),
+    )
+
+
 @functools.cache
-def _library() -> Any:
-    """Return the loaded library, or None where there is no GPU, no driver or no nvcc."""
+def _path() -> Path | None:
     architectures = sorted({gpu.architecture for gpu in find_gpus()})
-    path = build.gpu_library(architectures) if architectures else None
+    return build.gpu_library(architectures) if architectures else None
+
+
+@functools.cache
+def library() -> Any:
+    """Return the loaded library, or None where there is no GPU, no driver or no nvcc."""
+    path = _path()
     if path is None:
         return None
     library = ctypes.CDLL(str(path))
@@ -118,13 +137,35 @@ def _library() -> Any:
         "hps_gpu_count": (),
         "hps_gpu_attach": (pointer, ctypes.POINTER(_Options), ctypes.POINTER(_TableSpec), error),
         "hps_gpu_table_facts": (pointer, int32, int32, ctypes.POINTER(_Facts), error),
-        "hps_gpu_lookup_host": (pointer, int32, ctypes.POINTER(_Part), int32, int32, error),
+        "hps_gpu_lookup_host": (
+            pointer, int32, ctypes.POINTER(_Part), int32, int32, ctypes.c_int, error,
+        ),
+        "hps_gpu_lookup_flat": (
+            pointer, int32, ctypes.POINTER(_FlatRequest), pointer, ctypes.POINTER(pointer), error,
+        ),
+        "hps_gpu_array_use": (pointer, pointer, error),
+        "hps_gpu_array_read": (pointer, ctypes.c_uint64, ctypes.c_uint64, pointer, error),
         "hps_gpu_settle": (pointer, int32, error),
-    }
+    }  # fmt: skip
     for name, arguments in signatures.items():
         function = getattr(library, name)
         function.restype = int32
         function.argtypes = arguments
+    library.hps_gpu_array_data.restype = pointer
+    library.hps_gpu_array_data.argtypes = (pointer,)
+    library.hps_gpu_array_release.restype = None
+    library.hps_gpu_array_release.argtypes = (pointer,)
+    return library
+
+
+@functools.cache
+def python_library() -> Any:
+    """Return the library for calls that make Python objects, and so keep the interpreter's lock."""
+    library = ctypes.PyDLL(str(_path()))
+    library.hps_gpu_array_capsule.restype = ctypes.py_object
+    library.hps_gpu_array_capsule.argtypes = (
+        ctypes.c_void_p, ctypes.c_uint64, ctypes.POINTER(ctypes.c_int64), ctypes.c_int32,
+    )  # fmt: skip
     return library
 
 
@@ -132,15 +173,15 @@ def why_unavailable() -> str | None:
     """Return what is missing for a cache on a GPU in this process; None where nothing is."""
     if not find_gpus():
         return "no GPU"
-    if _library() is None:
+    if library() is None:
         return "no nvcc to compile it with"
     return None if count() else "CUDA sees no GPU"
 
 
 def count() -> int:
     """Return how many GPUs this process sees, and numbers from 0."""
-    library = _library()
-    return 0 if library is None else int(library.hps_gpu_count())
+    loaded = library()
+    return 0 if loaded is None else int(loaded.hps_gpu_count())
 
 
 def attach(
@@ -162,43 +203,78 @@ def attach(
         options.device, CACHE_TYPES.index(options.cache_type), options.share,
         options.hit_rate_threshold, options.preload, options.num_workspaces, options.max_keys,
     )  # fmt: skip
-    _call("hps_gpu_attach", model.handle, ctypes.byref(native), specs)
+    call("hps_gpu_attach", model.handle, ctypes.byref(native), specs)
 
 
 def facts(model: NativeModel, device: int, table: int) -> GpuFacts:
     """Return what table number `table` of `model` is on GPU `device`, and its counters."""
     found = _Facts()
-    _call("hps_gpu_table_facts", model.handle, device, table, ctypes.byref(found))
+    call("hps_gpu_table_facts", model.handle, device, table, ctypes.byref(found))
     values = {name: getattr(found, name) for name, _ in _Facts._fields_}
     return GpuFacts(**{**values, "resident": bool(values["resident"])})
 
 
 def lookup(
-    model: NativeModel, device: int, keys_of_tables: Sequence[tuple[int, npt.NDArray[Any]]]
-) -> list[npt.NDArray[np.float32]]:
-    """Return float32[n, dim] for each table number and its keys, by way of GPU `device`.
+    model: NativeModel,
+    device: int,
+    keys_of_tables: Sequence[tuple[int, npt.NDArray[Any]]],
+    dtype: npt.DTypeLike = np.float32,
+) -> list[npt.NDArray[Any]]:
+    """Return rows [n, dim], float32 or float16, for each table number and its keys.
 
-    All keys are int64[n], or all are int32[n].
+    They come by way of GPU `device`. All keys are int64[n], or all are int32[n].
     """
     asked = [(table, np.ascontiguousarray(keys)) for table, keys in keys_of_tables]
-    outs = [np.full((len(k), model.embedding_dims[t]), np.nan, np.float32) for t, k in asked]
+    outs = [np.full((len(k), model.embedding_dims[t]), np.nan, dtype) for t, k in asked]
     parts = (_Part * len(asked))()
     for part, (table, keys), out in zip(parts, asked, outs, strict=True):
         part.table, part.keys, part.num_keys = table, keys.ctypes.data, len(keys)
         part.out = out.ctypes.data
     key_bytes = asked[0][1].itemsize if asked else 0
-    _call("hps_gpu_lookup_host", model.handle, device, parts, len(parts), key_bytes)
+    call(
+        "hps_gpu_lookup_host", model.handle, device, parts, len(parts), key_bytes,
+        ROW_TYPES.index(np.dtype(dtype)),
+    )  # fmt: skip
     return outs
+
+
+def lookup_flat(
+    model: NativeModel,
+    device: int,
+    keys: int,
+    num_keys: npt.NDArray[np.uint64],
+    *,
+    key_bytes: int,
+    keys_on_gpu: bool,
+    dtype: npt.DTypeLike,
+    stream: int | None,
+    out: int | None,
+) -> ctypes.c_void_p:
+    """Write the rows of all tables' keys, flat, to `out`; without one, return a new array.
+
+    `keys` and `out` are addresses. Without a `stream`, the rows are written when this returns.
+    """
+    request = _FlatRequest(
+        keys, key_bytes, keys_on_gpu, num_keys.ctypes.data, ROW_TYPES.index(np.dtype(dtype)),
+        stream is not None, stream,
+    )  # fmt: skip
+    array = ctypes.c_void_p()
+    call(
+        "hps_gpu_lookup_flat", model.handle, device, ctypes.byref(request), out,
+        ctypes.byref(array),
+    )  # fmt: skip
+    return array
 
 
 def settle(model: NativeModel, device: int) -> None:
     """Wait until what is to be inserted in the background is."""
-    _call("hps_gpu_settle", model.handle, device)
+    call("hps_gpu_settle", model.handle, device)
 
 
-def _call(name: str, *arguments: Any) -> None:
+def call(name: str, *arguments: Any) -> None:
+    """Call a function that returns a status and takes an error last; raises HpsError for it."""
     error = Error()
-    status = getattr(_library(), name)(*arguments, ctypes.byref(error))
+    status = getattr(library(), name)(*arguments, ctypes.byref(error))
     if status != _OK:
         raise HpsError(
             error.text.decode(errors="replace"),

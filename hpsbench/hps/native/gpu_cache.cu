@@ -1,69 +1,31 @@
 #include "gpu_cache.h"
 
 #include <algorithm>
-#include <cstring>
-#include <exception>
 #include <memory>
 #include <string>
 #include <vector>
 
-#include "gpu_inserter.h"
-#include "gpu_memory.h"
-#include "gpu_table.h"
-#include "gpu_workspace.h"
-
-struct hps_gpu_cache {
-  hps_gpu_cache(int gpu, int32_t num_workspaces, uint64_t max_keys, uint64_t largest_dim)
-      : device(gpu),
-        pool(num_workspaces, max_keys, largest_dim),
-        inserter(std::make_unique<hps::gpu::Inserter>(gpu, largest_dim)) {}
-  ~hps_gpu_cache() { inserter.reset(); }  // its jobs use the tables
-
-  const int device;
-  hps::gpu::WorkspacePool pool;
-  std::unique_ptr<hps::gpu::Inserter> inserter;
-  std::vector<std::unique_ptr<hps::gpu::Table>> tables;
-};
+#include "gpu_attached.h"
 
 namespace {
 
 using hps::gpu::check;
 using hps::gpu::DeviceScope;
 using hps::gpu::Error;
+using hps::gpu::find_cache;
+using hps::gpu::guarded;
 
 constexpr uint64_t kMaxKeys = 1 << 30;
 
-hps_status fail(hps_error* error, hps_status status, const std::string& text) {
-  const size_t length = std::min(text.size(), sizeof(error->text) - 1);
-  std::memcpy(error->text, text.data(), length);
-  error->text[length] = '\0';
-  return status;
-}
-
-// Calls `run`, and turns what it throws into a status and a text.
-template <class Run>
-hps_status guarded(hps_error* error, const Run& run) {
-  try {
-    run();
-    return HPS_OK;
-  } catch (const Error& e) {
-    return fail(error, e.status, e.text);
-  } catch (const std::bad_alloc&) {
-    return fail(error, HPS_RESOURCE_EXHAUSTED, "no host memory left");
-  } catch (const std::exception& e) {
-    return fail(error, HPS_INTERNAL, e.what());
-  }
-}
-
 hps_status lookup(hps_gpu_cache* cache, const hps_gpu_part* parts, int32_t num_parts,
-                  int32_t key_bytes, void* stream, hps_error* error) {
+                  int32_t key_bytes, hps_row_type row_type, void* stream, hps_error* error) {
   return guarded(error, [&] {
     const DeviceScope scope(cache->device);
     std::vector<hps::gpu::Request> requests;
     for (const hps_gpu_part* part = parts; part != parts + num_parts; ++part) {
       requests.push_back({cache->tables[part->table].get(),
                           {part->keys, key_bytes, part->num_keys},
-                          part->out});
+                          {part->out, row_type}});
     }
     hps::gpu::look_up(requests, static_cast<cudaStream_t>(stream));
   });
@@ -80,15 +42,6 @@ void destroy(hps_gpu_cache* cache) {
 }
 
 constexpr hps_gpu_functions kFunctions = {lookup, destroy};
-
-hps_gpu_cache* find(const hps_model* model, int32_t device) {
-  const hps_gpu_functions* functions;
-  hps_gpu_cache* const cache = hps_model_gpu(model, device, &functions);
-  if (cache == nullptr) {
-    throw Error{HPS_NOT_FOUND, "the model has no cache on GPU " + std::to_string(device)};
-  }
-  return cache;
-}
 
 std::unique_ptr<hps::gpu::Table> make_table(const hps::gpu::HostTable& host,
                                             const hps_gpu_options& options,
@@ -166,41 +119,10 @@ hps_status hps_gpu_table_facts(const hps_model* model, int32_t device, int32_t t
                                hps_gpu_facts* facts, hps_error* error) {
   return guarded(error, [&] {
     const DeviceScope scope(device);
-    *facts = find(model, device)->tables[table]->facts();
-  });
-}
-
-hps_status hps_gpu_lookup_host(hps_model* model, int32_t device, const hps_gpu_part* parts,
-                               int32_t num_parts, int32_t key_bytes, hps_error* error) {
-  return guarded(error, [&] {
-    hps_gpu_cache* const cache = find(model, device);
-    const DeviceScope scope(device);
-    const hps::gpu::Stream stream;
-    std::vector<hps::gpu::DeviceBuffer<char>> keys;
-    std::vector<hps::gpu::DeviceBuffer<float>> rows;
-    std::vector<hps::gpu::Request> requests;
-    for (const hps_gpu_part* part = parts; part != parts + num_parts; ++part) {
-      hps_table_facts facts;
-      hps_model_table_facts(model, part->table, &facts);
-      keys.emplace_back(part->num_keys * key_bytes);
-      rows.emplace_back(part->num_keys * facts.embedding_dim);
-      check(cudaMemcpyAsync(keys.back().get(), part->keys, keys.back().num_bytes(),
-                            cudaMemcpyHostToDevice, stream.get()),
-            "copy keys to the GPU");
-      requests.push_back({cache->tables[part->table].get(),
-                          {keys.back().get(), key_bytes, part->num_keys},
-                          rows.back().get()});
-    }
-    hps::gpu::look_up(requests, stream.get());
-    for (int32_t i = 0; i < num_parts; ++i) {
-      check(cudaMemcpyAsync(parts[i].out, rows[i].get(), rows[i].num_bytes(),
-                            cudaMemcpyDeviceToHost, stream.get()),
-            "copy rows from the GPU");
-    }
-    stream.wait();
+    *facts = find_cache(model, device)->tables[table]->facts();
   });
 }
 
 hps_status hps_gpu_settle(hps_model* model, int32_t device, hps_error* error) {
-  return guarded(error, [&] { find(model, device)->inserter->settle(); });
+  return guarded(error, [&] { find_cache(model, device)->inserter->settle(); });
 }

@@ -75,7 +75,45 @@ hps_status hps_gpu_table_facts(const hps_model* model, int32_t device, int32_t t
 // Looks up keys by way of the GPU, and returns when all outputs are written. Keys and outputs of the
 // parts are in host memory.
 hps_status hps_gpu_lookup_host(hps_model* model, int32_t device, const hps_gpu_part* parts,
-                               int32_t num_parts, int32_t key_bytes, hps_error* error);
+                               int32_t num_parts, int32_t key_bytes, hps_row_type row_type,
+                               hps_error* error);
+
+// Rows in memory of the GPU, for callers other than TensorFlow. It comes with one reference; a
+// reference holds on to the model too.
+typedef struct hps_gpu_array hps_gpu_array;
+
+typedef struct {
+  const void* keys;  // of all tables, one table after another; where, says `keys_on_gpu`
+  int32_t key_bytes;
+  int32_t keys_on_gpu;
+  const uint64_t* num_keys;  // per table
+  hps_row_type row_type;
+  // Keys on the GPU must be there in the order of CUDA's default stream, or of `stream`.
+  // 1: the rows are written in the order of `stream`, which may be CUDA's default stream (NULL), and
+  // this returns before they are. 0: they are written when this returns.
+  int32_t on_stream;
+  void* stream;
+} hps_gpu_flat_request;
+
+// Writes the rows of all keys, flat, to `out` (memory of the GPU), or to a new array where that is
+// NULL. Keys in host memory are copied before this returns.
+hps_status hps_gpu_lookup_flat(hps_model* model, int32_t device,
+                               const hps_gpu_flat_request* request, void* out,
+                               hps_gpu_array** array, hps_error* error);
+
+void* hps_gpu_array_data(const hps_gpu_array* array);
+// Lets `stream` wait for the rows, and has the memory of the array wait for `stream`: it is given
+// to another lookup only after what `stream` was given until the last release.
+hps_status hps_gpu_array_use(hps_gpu_array* array, void* stream, hps_error* error);
+// Copies values from number `first` on to host memory.
+hps_status hps_gpu_array_read(const hps_gpu_array* array, uint64_t first, uint64_t num_values,
+                              void* out, hps_error* error);
+void hps_gpu_array_release(hps_gpu_array* array);
+// A Python capsule with a DLPack tensor of the values from number `first` on, in `num_dims` lengths.
+// The tensor has a reference of its own. Only for a Python thread that holds the interpreter's lock;
+// NULL where there is no Python.
+void* hps_gpu_array_capsule(hps_gpu_array* array, uint64_t first, const int64_t* shape,
+                            int32_t num_dims);
 
 // Waits until what was to be inserted in the background is.
 hps_status hps_gpu_settle(hps_model* model, int32_t device, hps_error* error);

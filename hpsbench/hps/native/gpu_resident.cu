@@ -64,9 +64,9 @@ struct HashIndex {
 };
 
 // Looks up the keys of the calling warp, from number `first` on.
-template <class Shape, class Index, class Key>
+template <class Shape, class Index, class Key, class Out>
 __device__ void look_warp_up(const ResidentView& table, const Key* keys, uint64_t num_keys,
-                             uint64_t first, float* out) {
+                             uint64_t first, Out* out) {
   using Vec = typename Shape::Vec;
   const uint32_t count = static_cast<uint32_t>(
       num_keys - first < Shape::kKeys ? num_keys - first : Shape::kKeys);
@@ -81,13 +81,13 @@ __device__ void look_warp_up(const ResidentView& table, const Key* keys, uint64_
   const unsigned missing = __ballot_sync(kAllLanes, mine && row == kNoRow);
   if (missing != 0 && lane_number() == 0) atomicAdd(table.missing_keys, __popc(missing));
   copy_rows<Vec, Shape::kVecs, Shape::kKeys>(reinterpret_cast<const Vec*>(source),
-                                             reinterpret_cast<Vec*>(out + first * table.dim),
+                                             out + first * table.dim,
                                              table.dim * sizeof(float) / sizeof(Vec), count);
 }
 
-template <class Shape, class Index, class Key>
+template <class Shape, class Index, class Key, class Out>
 __global__ void __launch_bounds__(kThreads)
-    resident_lookup(const ResidentView table, const Key* keys, uint64_t num_keys, float* out) {
+    resident_lookup(const ResidentView table, const Key* keys, uint64_t num_keys, Out* out) {
   const uint64_t first = warp_number() * Shape::kKeys;
   if (first < num_keys) look_warp_up<Shape, Index>(table, keys, num_keys, first, out);
 }
@@ -99,22 +99,23 @@ struct ResidentBatch {
     ResidentView table;
     const void* keys;
     uint64_t num_keys;
-    float* out;
+    void* out;
   } parts[kMaxParts];
 };
 static_assert(sizeof(ResidentBatch) <= 4096, "what a kernel may take as parameters");
 
-template <class Shape, class Key>
+template <class Shape, class Key, class Out>
 __global__ void __launch_bounds__(kThreads)
     resident_batch_lookup(const __grid_constant__ ResidentBatch batch) {
   const ResidentBatch::Part& part = batch.parts[blockIdx.y];
   const uint64_t first = warp_number() * Shape::kKeys;
   if (first >= part.num_keys) return;
   const Key* const keys = static_cast<const Key*>(part.keys);
+  Out* const out = static_cast<Out*>(part.out);
   if (part.table.slots != nullptr) {
-    look_warp_up<Shape, HashIndex>(part.table, keys, part.num_keys, first, part.out);
+    look_warp_up<Shape, HashIndex>(part.table, keys, part.num_keys, first, out);
   } else {
-    look_warp_up<Shape, DirectIndex>(part.table, keys, part.num_keys, first, part.out);
+    look_warp_up<Shape, DirectIndex>(part.table, keys, part.num_keys, first, out);
   }
 }
 
@@ -184,20 +185,17 @@ class ResidentTable : public Table {
     check(cudaDeviceSynchronize(), "build a table");
   }
 
-  void lookup(const Keys& keys, float* out, cudaStream_t stream) override {
-    with_key_type(keys, [&](auto* data) {
-      using Key = std::remove_const_t<std::remove_pointer_t<decltype(data)>>;
-      with_row_shape(dim_, is_aligned(out), [&](auto shape) {
-        using Shape = decltype(shape);
-        const unsigned blocks = num_blocks((keys.count + Shape::kKeys - 1) / Shape::kKeys);
-        if (view_.slots != nullptr) {
-          resident_lookup<Shape, HashIndex, Key>
-              <<<blocks, kThreads, 0, stream>>>(view_, data, keys.count, out);
-        } else {
-          resident_lookup<Shape, DirectIndex, Key>
-              <<<blocks, kThreads, 0, stream>>>(view_, data, keys.count, out);
-        }
-      });
+  void lookup(const Keys& keys, const Output& out, cudaStream_t stream) override {
+    with_types(keys, out, dim_, is_aligned(out.data), [&](auto shape, auto* data, auto* rows) {
+      using Shape = decltype(shape);
+      const unsigned blocks = num_blocks((keys.count + Shape::kKeys - 1) / Shape::kKeys);
+      if (view_.slots != nullptr) {
+        resident_lookup<Shape, HashIndex>
+            <<<blocks, kThreads, 0, stream>>>(view_, data, keys.count, rows);
+      } else {
+        resident_lookup<Shape, DirectIndex>
+            <<<blocks, kThreads, 0, stream>>>(view_, data, keys.count, rows);
+      }
     });
     check_launch("resident_lookup");
     count(keys);
@@ -276,20 +274,21 @@ void look_up_together(const std::vector<Request>& requests, cudaStream_t stream)
     for (size_t i = 0; i < num_parts; ++i) {
       const Request& request = requests[begin + i];
       auto& table = static_cast<ResidentTable&>(*request.table);
-      batch.parts[i] = {table.view(), request.keys.data, request.keys.count, request.out};
+      batch.parts[i] = {table.view(), request.keys.data, request.keys.count, request.out.data};
       most_keys = std::max(most_keys, request.keys.count);
-      aligned = aligned && is_aligned(request.out);
+      aligned = aligned && is_aligned(request.out.data);
       table.count(request.keys);
     }
-    with_key_type(requests[begin].keys, [&](auto* data) {
-      using Key = std::remove_const_t<std::remove_pointer_t<decltype(data)>>;
-      with_row_shape(batch.parts[0].table.dim, aligned, [&](auto shape) {
-        using Shape = decltype(shape);
-        const dim3 blocks(num_blocks((most_keys + Shape::kKeys - 1) / Shape::kKeys),
-                          static_cast<unsigned>(num_parts));
-        resident_batch_lookup<Shape, Key><<<blocks, kThreads, 0, stream>>>(batch);
-      });
-    });
+    const Request& first = requests[begin];
+    with_types(first.keys, first.out, batch.parts[0].table.dim, aligned,
+               [&](auto shape, auto* data, auto* rows) {
+                 using Shape = decltype(shape);
+                 using Key = std::remove_const_t<std::remove_pointer_t<decltype(data)>>;
+                 using Out = std::remove_pointer_t<decltype(rows)>;
+                 const dim3 blocks(num_blocks((most_keys + Shape::kKeys - 1) / Shape::kKeys),
+                                   static_cast<unsigned>(num_parts));
+                 resident_batch_lookup<Shape, Key, Out><<<blocks, kThreads, 0, stream>>>(batch);
+               });
     check_launch("resident_batch_lookup");
   }
 }

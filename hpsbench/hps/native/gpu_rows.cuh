@@ -2,8 +2,12 @@
 #ifndef HPSBENCH_HPS_NATIVE_GPU_ROWS_CUH_
 #define HPSBENCH_HPS_NATIVE_GPU_ROWS_CUH_
 
+#include <cuda_fp16.h>
+
 #include <cstdint>
 #include <type_traits>
+
+#include "gpu_table.h"
 
 namespace hps::gpu {
 
@@ -30,11 +34,22 @@ __host__ __device__ inline uint64_t home_of(int64_t key, uint64_t count) {
 #endif
 }
 
+// What the float32 values of a Vec are as values of an output: as many of them, in one word.
+__device__ inline float as_output(float value, const float*) { return value; }
+__device__ inline float4 as_output(float4 values, const float*) { return values; }
+__device__ inline __half as_output(float value, const __half*) { return __float2half_rn(value); }
+__device__ inline uint2 as_output(float4 values, const __half*) {
+  const __half2 low = __floats2half2_rn(values.x, values.y);
+  const __half2 high = __floats2half2_rn(values.z, values.w);
+  return {reinterpret_cast<const unsigned&>(low), reinterpret_cast<const unsigned&>(high)};
+}
+
 // Copies the rows of a warp's keys, at `row` in the lanes of the keys, to consecutive rows of
 // `out`. A row is `num_vecs` of Vec (kVecs, where known at compile time). Reads are independent of
 // each other, so many are under way at a time; writes are streamed, since nobody here reads them.
-template <class Vec, int kVecs, int kKeys>
-__device__ inline void copy_rows(const Vec* row, Vec* out, uint32_t num_vecs, uint32_t num_keys) {
+template <class Vec, int kVecs, int kKeys, class Out>
+__device__ inline void copy_rows(const Vec* row, Out* out, uint32_t num_vecs, uint32_t num_keys) {
+  using Word = decltype(as_output(Vec(), out));
   const uint32_t vecs = kVecs != 0 ? kVecs : num_vecs;
   const uint32_t total = num_keys * vecs;
   constexpr int kUnroll = kVecs != 0 ? (kKeys * kVecs / kWarp < 4 ? kKeys * kVecs / kWarp : 4) : 4;
@@ -51,8 +66,18 @@ __device__ inline void copy_rows(const Vec* row, Vec* out, uint32_t num_vecs, ui
 #pragma unroll
     for (int u = 0; u < kUnroll; ++u) {
       const uint32_t i = begin + u * kWarp + lane_number();
-      if (i < total) __stcs(out + i, values[u]);
+      if (i < total) __stcs(reinterpret_cast<Word*>(out) + i, as_output(values[u], out));
     }
+  }
+}
+
+// Copies one row, by a warp.
+template <class Vec, class Out>
+__device__ inline void copy_row(const float* from, Out* to, uint32_t dim) {
+  using Word = decltype(as_output(Vec(), to));
+  const uint32_t num_vecs = dim * sizeof(float) / sizeof(Vec);
+  for (uint32_t i = lane_number(); i < num_vecs; i += kWarp) {
+    reinterpret_cast<Word*>(to)[i] = as_output(reinterpret_cast<const Vec*>(from)[i], to);
   }
 }
 
@@ -82,6 +107,27 @@ void with_row_shape(uint64_t dim, bool aligned, const Run& run) {
 
 inline bool is_aligned(const void* address) {
   return reinterpret_cast<uintptr_t>(address) % 16 == 0;
+}
+
+// Calls `run` with a float4 where rows of `dim` at `address` can be copied as such, else with a
+// float.
+template <class Run>
+void with_vec(uint64_t dim, const void* address, const Run& run) {
+  if (dim % 4 == 0 && is_aligned(address)) {
+    run(float4());
+  } else {
+    run(float());
+  }
+}
+
+// Calls `run(shape, keys, rows)`, where the pointers have the types of the keys and of the output.
+template <class Run>
+void with_types(const Keys& keys, const Output& out, uint64_t dim, bool aligned, const Run& run) {
+  with_row_shape(dim, aligned, [&](auto shape) {
+    with_key_type(keys, [&](auto* data) {
+      with_row_type(out, [&](auto* rows) { run(shape, data, rows); });
+    });
+  });
 }
 
 inline unsigned num_blocks(uint64_t num_warps) {

@@ -12,7 +12,6 @@
 namespace hps::gpu {
 
 constexpr uint32_t kSlotsPerSet = 16;
-constexpr uint32_t kNoPosition = UINT32_MAX;
 
 struct SlabView {
   int64_t* keys;
@@ -64,9 +63,9 @@ __device__ uint32_t first_with_key(const MissLists& lists, const Key* keys, uint
 }
 
 // Copies the rows of keys that are cached, the default for others, and lists what is missing.
-template <class Shape, class Key>
+template <class Shape, class Key, class Out>
 __global__ void __launch_bounds__(kThreads)
-    slab_lookup(const SlabView slabs, const Key* keys, uint32_t num_keys, float* out,
+    slab_lookup(const SlabView slabs, const Key* keys, uint32_t num_keys, Out* out,
                 uint32_t stamp, const MissLists lists) {
   using Vec = typename Shape::Vec;
   const uint32_t first = static_cast<uint32_t>(warp_number() * Shape::kKeys);
@@ -124,52 +123,38 @@ __global__ void __launch_bounds__(kThreads)
   }
   const float* source = hit ? slabs.rows + slot * slabs.dim : slabs.default_row;
   copy_rows<Vec, Shape::kVecs, Shape::kKeys>(reinterpret_cast<const Vec*>(source),
-                                             reinterpret_cast<Vec*>(out + uint64_t{first} * slabs.dim),
+                                             out + uint64_t{first} * slabs.dim,
                                              slabs.dim * sizeof(float) / sizeof(Vec), count);
 }
 
-template <class Vec>
-__device__ inline void copy_row(const float* from, float* to, uint32_t dim) {
-  const uint32_t num_vecs = dim * sizeof(float) / sizeof(Vec);
-  for (uint32_t i = lane_number(); i < num_vecs; i += kWarp) {
-    reinterpret_cast<Vec*>(to)[i] = reinterpret_cast<const Vec*>(from)[i];
-  }
-}
-
-// Copies the fetched rows to their positions; a position whose key no table holds is crossed out.
-template <class Vec>
+// Copies the fetched rows to their positions; where no tier has the key, the default is there.
+template <class Vec, class Out>
 __global__ void place_rows(const float* rows, const uint8_t* found, uint32_t num_rows,
-                           uint32_t* positions, float* out, uint32_t dim) {
+                           const uint32_t* positions, Out* out, uint32_t dim) {
   const uint64_t i = warp_number();
-  if (i >= num_rows) return;
-  if (found[i] == 0) {
-    if (lane_number() == 0) positions[i] = kNoPosition;
-    return;
-  }
+  if (i >= num_rows || found[i] == 0) return;
   copy_row<Vec>(rows + i * dim, out + uint64_t{positions[i]} * dim, dim);
 }
 
-template <class Vec>
+template <class Out>
 __global__ void repeat_rows(const uint32_t* duplicates, const uint32_t* originals,
-                            uint32_t num_duplicates, float* out, uint32_t dim) {
+                            uint32_t num_duplicates, Out* out, uint32_t dim) {
   const uint64_t i = warp_number();
   if (i >= num_duplicates) return;
-  copy_row<Vec>(out + uint64_t{originals[i]} * dim, out + uint64_t{duplicates[i]} * dim, dim);
+  const Out* const from = out + uint64_t{originals[i]} * dim;
+  Out* const to = out + uint64_t{duplicates[i]} * dim;
+  for (uint32_t k = lane_number(); k < dim; k += kWarp) to[k] = from[k];
 }
 
-// Takes slots for keys and copies `rows[positions[i]]`, or rows[i] without positions, there. A
-// slot is taken by changing its stamp from what it was, and one that is as recent as `stamp` is
-// never taken, so no two keys of a launch get the same slot. Neither a lookup nor another
-// insertion may run at the same time.
+// Takes slots for the keys that were found, and copies their rows there. A slot is taken by
+// changing its stamp from what it was, and one that is as recent as `stamp` is never taken, so no
+// two keys of a launch get the same slot. Neither a lookup nor another insertion may run at the
+// same time.
 template <class Vec>
-__global__ void insert_rows(SlabView slabs, const int64_t* keys, const uint32_t* positions,
-                            const uint8_t* found, const float* rows, uint32_t num_keys,
-                            uint32_t stamp) {
+__global__ void insert_rows(SlabView slabs, const int64_t* keys, const uint8_t* found,
+                            const float* rows, uint32_t num_keys, uint32_t stamp) {
   const uint64_t i = warp_number();
-  if (i >= num_keys || slabs.num_sets == 0) return;
-  if (found != nullptr && found[i] == 0) return;
-  const uint64_t row = positions != nullptr ? positions[i] : i;
-  if (positions != nullptr && row == kNoPosition) return;
+  if (i >= num_keys || slabs.num_sets == 0 || found[i] == 0) return;
   const int lane = lane_number();
   const int64_t key = keys[i];
   const uint64_t first_slot = home_of(key, slabs.num_sets) * kSlotsPerSet;
@@ -194,7 +179,7 @@ __global__ void insert_rows(SlabView slabs, const int64_t* keys, const uint32_t*
       atomicAdd(slabs.inserted, 1ull);
       if (seen != 0) atomicAdd(slabs.evicted, 1ull);
     }
-    copy_row<Vec>(rows + row * slabs.dim, slabs.rows + (first_slot + victim) * slabs.dim,
+    copy_row<Vec>(rows + i * slabs.dim, slabs.rows + (first_slot + victim) * slabs.dim,
                   slabs.dim);
     return;
   }

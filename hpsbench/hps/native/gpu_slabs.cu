@@ -79,10 +79,10 @@ class SlabTable : public Table {
     }
   }
 
-  void lookup(const Keys& keys, float* out, cudaStream_t stream) override {
+  void lookup(const Keys& keys, const Output& out, cudaStream_t stream) override {
     for (uint64_t begin = 0; begin < keys.count; begin += pool_.max_keys()) {
       const uint64_t count = std::min(pool_.max_keys(), keys.count - begin);
-      lookup_part(keys.part(begin, count), out + begin * host_.embedding_dim, stream);
+      lookup_part(keys.part(begin, count), out.from(begin * host_.embedding_dim), stream);
     }
     lookups_.fetch_add(1, std::memory_order_relaxed);
   }
@@ -120,7 +120,7 @@ class SlabTable : public Table {
     return stamp;
   }
 
-  void lookup_part(const Keys& keys, float* out, cudaStream_t stream) {
+  void lookup_part(const Keys& keys, const Output& out, cudaStream_t stream) {
     const WorkspacePool::Loan workspace(pool_);
     const uint32_t stamp = next_stamp();
     workspace->used.hold(stream);
@@ -156,44 +156,47 @@ class SlabTable : public Table {
       });
       return;
     }
-    fetch_missing(lists, counts.missing_keys, workspace->staging, out, stream);
-    if (counts.duplicates != 0) {
-      with_vec(out, [&](auto vec) {
-        repeat_rows<decltype(vec)><<<num_blocks(counts.duplicates), kThreads, 0, stream>>>(
-            lists.duplicates, lists.originals, counts.duplicates, out, view_.dim);
-      });
-      check_launch("repeat_rows");
-    }
-    insert(lists.keys, lists.positions, nullptr, out, counts.missing_keys, stamp, stream);
+    fetch_missing(lists, counts.missing_keys, stamp, workspace->staging, out, stream);
+    if (counts.duplicates == 0) return;
+    with_row_type(out, [&](auto* rows) {
+      repeat_rows<<<num_blocks(counts.duplicates), kThreads, 0, stream>>>(
+          lists.duplicates, lists.originals, counts.duplicates, rows, view_.dim);
+    });
+    check_launch("repeat_rows");
   }
 
-  void launch_lookup(const Keys& keys, float* out, uint32_t stamp, const MissLists& lists,
+  void launch_lookup(const Keys& keys, const Output& out, uint32_t stamp, const MissLists& lists,
                      cudaStream_t stream) {
-    with_key_type(keys, [&](auto* data) {
-      using Key = std::remove_const_t<std::remove_pointer_t<decltype(data)>>;
-      with_row_shape(host_.embedding_dim, is_aligned(out), [&](auto shape) {
-        using Shape = decltype(shape);
-        const uint64_t num_warps = (keys.count + Shape::kKeys - 1) / Shape::kKeys;
-        slab_lookup<Shape, Key><<<num_blocks(num_warps), kThreads, 0, stream>>>(
-            view_, data, static_cast<uint32_t>(keys.count), out, stamp, lists);
-      });
-    });
+    with_types(keys, out, host_.embedding_dim, is_aligned(out.data),
+               [&](auto shape, auto* data, auto* rows) {
+                 using Shape = decltype(shape);
+                 const uint64_t num_warps = (keys.count + Shape::kKeys - 1) / Shape::kKeys;
+                 slab_lookup<Shape><<<num_blocks(num_warps), kThreads, 0, stream>>>(
+                     view_, data, static_cast<uint32_t>(keys.count), rows, stamp, lists);
+               });
     check_launch("slab_lookup");
   }
 
-  void fetch_missing(const MissLists& lists, uint64_t num_missing, Staging& staging, float* out,
-                     cudaStream_t stream) {
-    staging.in_pieces(
-        num_missing, host_.embedding_dim, stream,
-        [&](uint64_t begin, uint64_t count, Staging::Half& half) {
-          fetch(lists.host_keys + begin, count, half, stream);
-          with_vec(out, [&](auto vec) {
-            place_rows<decltype(vec)><<<num_blocks(count), kThreads, 0, stream>>>(
-                half.device_rows.get(), half.device_found.get(), static_cast<uint32_t>(count),
-                lists.positions + begin, out, view_.dim);
-          });
-          check_launch("place_rows");
-        });
+  void fetch_missing(const MissLists& lists, uint64_t num_missing, uint32_t stamp,
+                     Staging& staging, const Output& out, cudaStream_t stream) {
+    staging.in_pieces(num_missing, host_.embedding_dim, stream,
+                      [&](uint64_t begin, uint64_t count, Staging::Half& half) {
+                        fetch(lists.host_keys + begin, count, half, stream);
+                        place(half, lists.positions + begin, count, out, stream);
+                        insert(lists.keys + begin, half, count, stamp, stream);
+                      });
+  }
+
+  void place(const Staging::Half& fetched, const uint32_t* positions, uint64_t num_rows,
+             const Output& out, cudaStream_t stream) {
+    with_vec(host_.embedding_dim, out.data, [&](auto vec) {
+      with_row_type(out, [&](auto* rows) {
+        place_rows<decltype(vec)><<<num_blocks(num_rows), kThreads, 0, stream>>>(
+            fetched.device_rows.get(), fetched.device_found.get(),
+            static_cast<uint32_t>(num_rows), positions, rows, view_.dim);
+      });
+    });
+    check_launch("place_rows");
   }
 
   void insert_from_host(const int64_t* keys, uint64_t num_keys, uint32_t stamp, Staging& staging,
@@ -202,8 +205,7 @@ class SlabTable : public Table {
                       [&](uint64_t begin, uint64_t count, Staging::Half& half) {
                         std::memcpy(half.keys.get(), keys + begin, count * sizeof(int64_t));
                         fetch(keys + begin, count, half, stream);
-                        insert(half.keys.get(), nullptr, half.device_found.get(),
-                               half.device_rows.get(), count, stamp, stream);
+                        insert(half.keys.get(), half, count, stamp, stream);
                       });
   }
 
@@ -212,28 +214,19 @@ class SlabTable : public Table {
     half.send(num_keys, host_.embedding_dim, stream);
   }
 
-  void insert(const int64_t* keys, const uint32_t* positions, const uint8_t* found,
-              const float* rows, uint64_t num_keys, uint32_t stamp, cudaStream_t stream) {
+  void insert(const int64_t* keys, const Staging::Half& fetched, uint64_t num_keys,
+              uint32_t stamp, cudaStream_t stream) {
     if (num_sets_ == 0) return;
     const std::unique_lock<std::shared_mutex> lock(order_);
     pool_.hold_for_lookups(stream);
     inserted_.hold(stream);
-    with_vec(rows, [&](auto vec) {
+    with_vec(host_.embedding_dim, fetched.device_rows.get(), [&](auto vec) {
       insert_rows<decltype(vec)><<<num_blocks(num_keys), kThreads, 0, stream>>>(
-          view_, keys, positions, found, rows, static_cast<uint32_t>(num_keys), stamp);
+          view_, keys, fetched.device_found.get(), fetched.device_rows.get(),
+          static_cast<uint32_t>(num_keys), stamp);
     });
     check_launch("insert_rows");
     inserted_.record(stream);
-  }
-
-  // Calls `run` with a float4 where rows at `address` can be copied as such, else with a float.
-  template <class Run>
-  void with_vec(const void* address, const Run& run) const {
-    if (host_.embedding_dim % 4 == 0 && is_aligned(address)) {
-      run(float4());
-    } else {
-      run(float());
-    }
   }
 
   HostTable host_;

@@ -2,6 +2,8 @@
 #ifndef HPSBENCH_HPS_NATIVE_GPU_TABLE_H_
 #define HPSBENCH_HPS_NATIVE_GPU_TABLE_H_
 
+#include <cuda_fp16.h>
+
 #include <atomic>
 #include <cstdint>
 #include <memory>
@@ -35,20 +37,32 @@ struct Keys {
   }
 };
 
+// Where rows go, on the GPU.
+struct Output {
+  void* data;
+  hps_row_type type;
+
+  uint64_t value_bytes() const { return type == HPS_FLOAT16 ? sizeof(__half) : sizeof(float); }
+  Output from(uint64_t num_values) const {
+    return {static_cast<char*>(data) + num_values * value_bytes(), type};
+  }
+};
+
 class Table {
  public:
   virtual ~Table() = default;
-  // Writes the rows of `keys` to `out` (on the GPU too), in the order of `stream`.
-  virtual void lookup(const Keys& keys, float* out, cudaStream_t stream) = 0;
+  // Writes the rows of `keys` to `out`, in the order of `stream`.
+  virtual void lookup(const Keys& keys, const Output& out, cudaStream_t stream) = 0;
   virtual hps_gpu_facts facts() = 0;
 };
 
 struct Request {
   Table* table;
   Keys keys;
-  float* out;
+  Output out;
 };
-// Looks up keys, all of one type, of several tables; resident ones share launches.
+// Looks up keys of several tables, all keys and all rows of one type; resident tables share
+// launches.
 void look_up(const std::vector<Request>& requests, cudaStream_t stream);
 
 // Lets Key be the type of the keys in a call of `run`.
@@ -58,6 +72,16 @@ void with_key_type(const Keys& keys, const Run& run) {
     run(static_cast<const int64_t*>(keys.data));
   } else {
     run(static_cast<const int32_t*>(keys.data));
+  }
+}
+
+// Lets the values of rows have their type in a call of `run`.
+template <class Run>
+void with_row_type(const Output& out, const Run& run) {
+  if (out.type == HPS_FLOAT16) {
+    run(static_cast<__half*>(out.data));
+  } else {
+    run(static_cast<float*>(out.data));
   }
 }
 

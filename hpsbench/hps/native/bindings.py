@@ -108,6 +108,7 @@ def _core() -> Any:
         "hps_registry_put": (None, (ctypes.c_char_p, pointer)),
         "hps_registry_get": (pointer, (ctypes.c_char_p,)),
         "hps_registry_clear": (None, ()),
+        "hps_registry_remove": (None, (ctypes.c_char_p,)),
         "hps_registry_generation": (uint64, ()),
         "hps_set_initializer": (None, (_Initializer,)),
         "hps_initialize": (
@@ -183,6 +184,11 @@ class NativeModel:
     def register(self, model_name: str) -> None:
         """Let the TensorFlow operation find this model under `model_name`."""
         _core().hps_registry_put(model_name.encode(), self._handle)
+
+
+def remove_from_registry(model_name: str) -> None:
+    """Forget one registered model; does nothing where there is none."""
+    _core().hps_registry_remove(model_name.encode())
 
 
 def clear_registry() -> None:

@@ -26,8 +26,11 @@ from hpsbench.errors import NativeBuildError
 _LOG = logging.getLogger("hpsbench.hps")
 _SOURCES = Path(__file__).parent
 _OP_SOURCES = ("op.cc", "op_gpu.cc")
-_CORE_SOURCES = ("core.cc", "index.cc", "lookup.cc", "table.cc", "thread_pool.cc")
-_HEADERS = ("core.h", "index.h", "table.h", "thread_pool.h")
+_CORE_SOURCES = (
+    "core.cc", "index.cc", "lookup.cc", "table.cc", "thread_pool.cc", "tiers.cc",
+    "volatile_table.cc",
+)  # fmt: skip
+_HEADERS = ("core.h", "index.h", "table.h", "thread_pool.h", "tiers.h", "volatile_table.h")
 _OP_HEADERS = (*_HEADERS, "lookup_kernel.h")
 _GPU_SOURCES = ("gpu_cache.cu", "gpu_lookup.cu", "gpu_resident.cu", "gpu_slabs.cu")
 _GPU_HEADERS = (

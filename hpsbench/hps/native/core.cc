@@ -58,21 +58,26 @@ Initializer& initializer() {
   return *instance;
 }
 
+template <class Do>
+hps_status guarded(hps_error* error, const Do& action) {
+  try {
+    action();
+    return HPS_OK;
+  } catch (const hps::Error& e) {
+    return fail(error, e.status, e.text);
+  } catch (const std::bad_alloc&) {
+    return fail(error, HPS_RESOURCE_EXHAUSTED, "no memory left");
+  } catch (const std::exception& e) {
+    return fail(error, HPS_FAILED_PRECONDITION, e.what());
+  }
+}
+
 }  // namespace
 
 hps_status hps_model_load(const hps_table_spec* tables, int32_t num_tables, int32_t num_threads,
                           hps_model** model, hps_error* error) {
   if (num_tables < 1) return fail(error, HPS_INVALID_ARGUMENT, "a model must have a table");
-  try {
-    *model = new hps_model(tables, num_tables, num_threads);
-    return HPS_OK;
-  } catch (const hps::Error& e) {
-    return fail(error, e.status, e.text);
-  } catch (const std::bad_alloc&) {
-    return fail(error, HPS_RESOURCE_EXHAUSTED, "no memory left for the index");
-  } catch (const std::exception& e) {
-    return fail(error, HPS_FAILED_PRECONDITION, e.what());
-  }
+  return guarded(error, [&] { *model = new hps_model(tables, num_tables, num_threads); });
 }
 
 void hps_model_retain(hps_model* model) { model->model.references.fetch_add(1); }
@@ -116,6 +121,49 @@ void hps_fetch(hps_model* model, int32_t table, const int64_t* keys, uint64_t nu
   model->model.fetch(table, keys, num_keys, out, found);
 }
 
+void hps_model_set_databases(hps_model* model, const hps_databases* databases) {
+  model->model.databases.set(databases);
+}
+
+hps_status hps_model_set_tiers(hps_model* model, int32_t table, const hps_tier_options* options,
+                               hps_error* error) {
+  return guarded(error, [&] { model->model.tiers(table, options); });
+}
+
+void hps_model_tier_facts(const hps_model* model, int32_t table, hps_tier tier,
+                          hps_tier_facts* facts) {
+  *facts = model->model.table(table).tier_facts(tier);
+}
+
+hps_status hps_model_preload(hps_model* model, int32_t table, const int64_t* keys,
+                             uint64_t num_keys, hps_error* error) {
+  return guarded(error, [&] { model->model.tiers(table, nullptr).preload(keys, num_keys); });
+}
+
+uint64_t hps_model_volatile_keys(const hps_model* model, int32_t table, int64_t* keys,
+                                 uint64_t capacity) {
+  const hps::TableTiers* const tiers = model->model.table(table).tiers();
+  return tiers == nullptr ? 0 : tiers->volatile_keys(keys, capacity);
+}
+
+hps_status hps_model_refresh(hps_model* model, int32_t table, hps_error* error) {
+  return guarded(error, [&] {
+    if (hps::TableTiers* const tiers = model->model.table(table).tiers()) tiers->refresh();
+  });
+}
+
+hps_status hps_model_update(hps_model* model, int32_t table, const int64_t* keys,
+                            uint64_t num_keys, const float* rows, hps_error* error) {
+  return guarded(error, [&] { model->model.tiers(table, nullptr).update(keys, num_keys, rows); });
+}
+
+hps_status hps_fetch_from(hps_model* model, int32_t table, hps_tier first, const int64_t* keys,
+                          uint64_t num_keys, float* out, uint8_t* found, hps_error* error) {
+  return guarded(error, [&] {
+    model->model.tiers(table, nullptr).fetch_from(first, keys, num_keys, out, found);
+  });
+}
+
 hps_status hps_model_attach_gpu(hps_model* model, int32_t device, hps_gpu_cache* cache,
                                 const hps_gpu_functions* functions) {
   const std::unique_lock<std::shared_mutex> lock(model->gpus_mutex);
@@ -150,6 +198,19 @@ hps_model* hps_registry_get(const char* model_name) {
   if (found == registry().models.end()) return nullptr;
   hps_model_retain(found->second);
   return found->second;
+}
+
+void hps_registry_remove(const char* model_name) {
+  hps_model* removed = nullptr;
+  {
+    const std::lock_guard<std::mutex> lock(registry().mutex);
+    const auto found = registry().models.find(model_name);
+    if (found == registry().models.end()) return;
+    removed = found->second;
+    registry().models.erase(found);
+    registry().generation.fetch_add(1);
+  }
+  hps_model_release(removed);
 }
 
 void hps_registry_clear(void) {

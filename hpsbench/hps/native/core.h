@@ -5,7 +5,7 @@
 //
 // Terms. A *row* is one embedding vector: `embedding_dim` float32. A *table* answers a key (any
 // int64) with its row, or with its default value repeated where no row has that key. A *model* is
-// a numbered list of tables, and immutable once loaded, so lookups take no lock.
+// a numbered list of tables. Its mapped rows never change, and asking them takes no lock.
 //
 // Threads. Every function may be called from any thread. A model lives until its last reference
 // is released; a lookup needs a reference for as long as it runs.
@@ -103,6 +103,86 @@ const float* hps_model_rows(const hps_model* model, int32_t table);
 void hps_fetch(hps_model* model, int32_t table, const int64_t* keys, uint64_t num_keys, float* out,
                uint8_t* found);
 
+// The tiers around the mapped rows. A key is asked of the first tier, then of the next, until one
+// has it: the volatile tier (copies in host memory), Redis, the rows that were updated since load,
+// RocksDB, and the mapped rows. Lookups and hps_fetch go through them all.
+typedef enum {
+  HPS_TIER_VOLATILE = 0,
+  HPS_TIER_REDIS = 1,
+  HPS_TIER_UPDATED = 2,
+  HPS_TIER_ROCKSDB = 3,
+  HPS_TIER_MAPPED = 4,
+  HPS_NUM_TIERS = 5,
+} hps_tier;
+
+typedef enum {
+  HPS_EVICT_RANDOM = 0,
+  HPS_EVICT_LEAST_USED = 1,  // uses of before an eviction count half
+  HPS_EVICT_OLDEST = 2,      // what was not asked for the longest time
+} hps_overflow_policy;
+
+typedef struct {
+  uint32_t num_partitions;
+  uint64_t overflow_margin;  // rows in a partition; with more, some are evicted ...
+  int32_t overflow_policy;
+  double overflow_resolution_target;  // ... until it has this share of the margin
+  uint64_t allocation_rate;           // bytes that a partition takes at a time, at most
+} hps_volatile_options;
+
+typedef struct {
+  int32_t has_volatile;
+  hps_volatile_options volatile_tier;
+  int32_t cache_missed;  // the volatile tier takes rows that were found below it
+  int32_t redis;         // whether to ask it
+  int32_t rocksdb;
+  int32_t mapped_first;  // RocksDB comes after the mapped rows
+} hps_tier_options;
+
+typedef struct {
+  uint64_t keys;  // asked of the tier, and had by it
+  uint64_t hits;
+  uint64_t ns;  // that threads spent in it
+  uint64_t inserted;
+  uint64_t evicted;
+  uint64_t num_rows;
+  uint64_t num_bytes;
+} hps_tier_facts;
+
+// Databases outside the process, for HPS_TIER_REDIS and HPS_TIER_ROCKSDB; Python provides them.
+enum { HPS_FETCHED = 0, HPS_FETCHED_WANTS_MISSING = 1 };
+typedef struct {
+  // Writes the rows that there are, and found[i]. Negative where the tier fails: it has none then.
+  // HPS_FETCHED_WANTS_MISSING: `insert` is to be called with those found in later tiers.
+  int32_t (*fetch)(int32_t tier, int32_t table, const int64_t* keys, uint64_t num_keys, float* out,
+                   uint8_t* found);
+  void (*insert)(int32_t tier, int32_t table, const int64_t* keys, uint64_t num_keys,
+                 const float* rows);
+} hps_databases;
+// NULL takes them away; then this returns only after running calls have returned.
+void hps_model_set_databases(hps_model* model, const hps_databases* databases);
+
+// Gives a table its tiers, once, before it is asked. Without, its mapped rows answer alone.
+hps_status hps_model_set_tiers(hps_model* model, int32_t table, const hps_tier_options* options,
+                               hps_error* error);
+void hps_model_tier_facts(const hps_model* model, int32_t table, hps_tier tier,
+                          hps_tier_facts* facts);
+// Puts the rows of these keys into the volatile tier, from what lies below it.
+hps_status hps_model_preload(hps_model* model, int32_t table, const int64_t* keys,
+                             uint64_t num_keys, hps_error* error);
+// The keys that the volatile tier holds now: writes up to `capacity` of them, and returns how many
+// there are.
+uint64_t hps_model_volatile_keys(const hps_model* model, int32_t table, int64_t* keys,
+                                 uint64_t capacity);
+// Rewrites the rows of the volatile tier from what lies below it.
+hps_status hps_model_refresh(hps_model* model, int32_t table, hps_error* error);
+// Sets the rows of keys, old or new, in the volatile tier and in the rows updated since load. A
+// lookup that starts later gets them, and none ever gets a part of a row.
+hps_status hps_model_update(hps_model* model, int32_t table, const int64_t* keys,
+                            uint64_t num_keys, const float* rows, hps_error* error);
+// As hps_fetch, but without the tiers before `first`, and on the calling thread.
+hps_status hps_fetch_from(hps_model* model, int32_t table, hps_tier first, const int64_t* keys,
+                          uint64_t num_keys, float* out, uint8_t* found, hps_error* error);
+
 // A model's cache on one GPU. The GPU library makes it; the core only keeps it for whoever looks
 // keys up there, and so knows no CUDA.
 typedef struct hps_gpu_cache hps_gpu_cache;
@@ -140,6 +220,7 @@ void hps_registry_put(const char* model_name, hps_model* model);
 // Returns a new reference, or NULL.
 hps_model* hps_registry_get(const char* model_name);
 void hps_registry_clear(void);
+void hps_registry_remove(const char* model_name);
 // Changes whenever the registry does: what was got before may be outdated then.
 uint64_t hps_registry_generation(void);
 

@@ -100,31 +100,56 @@ void Table::with_index(const Use& use) const {
 }
 
 template <class Key>
-void Table::lookup(const Key* keys, uint64_t num_keys, float* out, bool continued) {
+uint64_t Table::lookup_mapped(const Key* keys, uint64_t num_keys, float* out,
+                              uint8_t* found) const {
   uint64_t missing = 0;
   const float* const default_row = default_row_.data();
   const auto row = [&](uint64_t number) {
-    const bool found = number < num_keys_;
-    missing += !found;
-    return found ? rows_ + number * embedding_dim_ : default_row;
+    const bool is_there = number < num_keys_;
+    missing += !is_there;
+    return is_there ? rows_ + number * embedding_dim_ : default_row;
   };
-  with_index([&](const auto& index) { copy(index, keys, num_keys, out, row); });
-  if (!continued) lookups_.fetch_add(1, std::memory_order_relaxed);
-  keys_.fetch_add(num_keys, std::memory_order_relaxed);
-  if (missing != 0) missing_keys_.fetch_add(missing, std::memory_order_relaxed);
+  if (found == nullptr) {
+    with_index([&](const auto& index) { copy(index, keys, num_keys, out, row); });
+  } else {
+    // Rows are asked for in the order of the keys.
+    const auto noted_row = [&](uint64_t number) {
+      *found++ = number < num_keys_;
+      return row(number);
+    };
+    with_index([&](const auto& index) { copy(index, keys, num_keys, out, noted_row); });
+  }
+  return num_keys - missing;
 }
 
-void Table::fetch(const int64_t* keys, uint64_t num_keys, float* out, uint8_t* found) const {
-  // Rows are asked for in the order of the keys.
-  const auto row = [&](uint64_t number) {
-    const bool is_there = number < num_keys_;
-    *found++ = is_there;
-    return is_there ? rows_ + number * embedding_dim_ : default_row_.data();
-  };
-  with_index([&](const auto& index) { copy(index, keys, num_keys, out, row); });
+template <class Key>
+void Table::lookup(const Key* keys, uint64_t num_keys, float* out, bool continued) {
+  uint64_t hits;
+  if (TableTiers* const tiers = tiers_.load(std::memory_order_acquire)) {
+    hits = tiers->lookup(keys, num_keys, out, nullptr);
+  } else {
+    const uint64_t started = now_ns();
+    hits = lookup_mapped(keys, num_keys, out, nullptr);
+    mapped_.count(num_keys, hits, now_ns() - started);
+  }
+  if (!continued) lookups_.fetch_add(1, std::memory_order_relaxed);
+  keys_.fetch_add(num_keys, std::memory_order_relaxed);
+  if (hits != num_keys) missing_keys_.fetch_add(num_keys - hits, std::memory_order_relaxed);
+}
+
+void Table::fetch(const int64_t* keys, uint64_t num_keys, float* out, uint8_t* found) {
+  if (TableTiers* const tiers = tiers_.load(std::memory_order_acquire)) {
+    tiers->lookup(keys, num_keys, out, found);
+  } else {
+    const uint64_t started = now_ns();
+    const uint64_t hits = lookup_mapped(keys, num_keys, out, found);
+    mapped_.count(num_keys, hits, now_ns() - started);
+  }
 }
 
 template void Table::lookup(const int64_t*, uint64_t, float*, bool);
 template void Table::lookup(const int32_t*, uint64_t, float*, bool);
+template uint64_t Table::lookup_mapped(const int64_t*, uint64_t, float*, uint8_t*) const;
+template uint64_t Table::lookup_mapped(const int32_t*, uint64_t, float*, uint8_t*) const;
 
 }  // namespace hps

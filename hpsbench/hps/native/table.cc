@@ -70,6 +70,24 @@ hps_table_facts Table::facts() const {
   return facts;
 }
 
+void Table::use_tiers(std::unique_ptr<TableTiers> tiers) {
+  kept_tiers_ = std::move(tiers);
+  tiers_.store(kept_tiers_.get(), std::memory_order_release);
+}
+
+hps_tier_facts Table::tier_facts(hps_tier tier) const {
+  hps_tier_facts facts{};
+  if (const TableTiers* const tiers = this->tiers()) tiers->facts(tier, &facts);
+  if (tier == HPS_TIER_MAPPED) {
+    facts.keys += mapped_.keys.load(std::memory_order_relaxed);
+    facts.hits += mapped_.hits.load(std::memory_order_relaxed);
+    facts.ns += mapped_.ns.load(std::memory_order_relaxed);
+    facts.num_rows = num_keys_;
+    facts.num_bytes = rows_file_.num_bytes();
+  }
+  return facts;
+}
+
 Model::Model(const hps_table_spec* specs, int32_t num_tables, int32_t num_threads)
     : pool_(static_cast<unsigned>(std::max(0, num_threads))) {
   std::map<int32_t, std::vector<int32_t>> groups;
@@ -195,10 +213,19 @@ void Model::lookup_flat(const Key* keys, const uint64_t* num_keys, float* out) {
 
 void Model::fetch(int32_t number, const int64_t* keys, uint64_t num_keys, float* out,
                   uint8_t* found) {
-  const Table& asked = table(number);
+  Table& asked = table(number);
   pool_.run(num_keys, kLookupGrain, [&](uint64_t begin, uint64_t end) {
     asked.fetch(keys + begin, end - begin, out + begin * asked.embedding_dim(), found + begin);
   });
+}
+
+TableTiers& Model::tiers(int32_t number, const hps_tier_options* options) {
+  const std::lock_guard<std::mutex> lock(tiers_mutex_);
+  if (table(number).tiers() == nullptr) {
+    table(number).use_tiers(std::make_unique<TableTiers>(
+        table(number), number, databases, options != nullptr ? *options : hps_tier_options{}));
+  }
+  return *table(number).tiers();
 }
 
 template void Model::lookup_flat(const int64_t*, const uint64_t*, float*);

@@ -5,6 +5,7 @@
 #include <atomic>
 #include <cstdint>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <thread>
 #include <vector>
@@ -12,6 +13,7 @@
 #include "core.h"
 #include "index.h"
 #include "thread_pool.h"
+#include "tiers.h"
 
 namespace hps {
 
@@ -53,10 +55,20 @@ class Table {
   // Rows of this table are numbered from `first_row` in `index`.
   void use_hash_index(std::shared_ptr<const HashIndex> index, uint32_t first_row);
 
+  const float* default_row() const { return default_row_.data(); }
+
   template <class Key>
   void lookup(const Key* keys, uint64_t num_keys, float* out, bool continued);
   // The rows for a cache: says which keys are there, and does not count them as asked.
-  void fetch(const int64_t* keys, uint64_t num_keys, float* out, uint8_t* found) const;
+  void fetch(const int64_t* keys, uint64_t num_keys, float* out, uint8_t* found);
+  // The same of the mapped rows alone; `found` may be null. Returns how many keys have one.
+  template <class Key>
+  uint64_t lookup_mapped(const Key* keys, uint64_t num_keys, float* out, uint8_t* found) const;
+
+  // Null as long as nothing but the mapped rows answers. Set once, and then never again.
+  TableTiers* tiers() const { return tiers_.load(std::memory_order_acquire); }
+  void use_tiers(std::unique_ptr<TableTiers> tiers);
+  hps_tier_facts tier_facts(hps_tier tier) const;
 
  private:
   template <class Key, class Index, class Row>
@@ -76,11 +88,14 @@ class Table {
   int64_t first_key_ = 0;
   std::shared_ptr<const HashIndex> hash_index_;  // null: direct
   uint32_t first_row_ = 0;
+  std::unique_ptr<TableTiers> kept_tiers_;
+  std::atomic<TableTiers*> tiers_{nullptr};
 
   // On a cache line of their own: they change while all else is only read.
   alignas(64) std::atomic<uint64_t> lookups_{0};
   std::atomic<uint64_t> keys_{0};
   std::atomic<uint64_t> missing_keys_{0};
+  TierCounters mapped_;  // as long as there are no tiers
 };
 
 class Model {
@@ -97,8 +112,11 @@ class Model {
   template <class Key>
   void lookup_flat(const Key* keys, const uint64_t* num_keys, float* out);
   void fetch(int32_t table, const int64_t* keys, uint64_t num_keys, float* out, uint8_t* found);
+  // The table's tiers, made with `options` where it has none; null options: those of mapped rows.
+  TableTiers& tiers(int32_t table, const hps_tier_options* options);
 
   std::atomic<int64_t> references{1};
+  Databases databases;
 
  private:
   void index_group(const std::vector<int32_t>& members, const hps_table_spec* specs);
@@ -106,6 +124,7 @@ class Model {
 
   ThreadPool pool_;
   std::vector<std::unique_ptr<Table>> tables_;
+  std::mutex tiers_mutex_;  // guards their creation
   std::atomic<bool> stopping_{false};
   std::thread toucher_;
 };

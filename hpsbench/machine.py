@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 import os
 import platform
@@ -9,10 +10,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from importlib import metadata
 from pathlib import Path
-
-import psutil
 
 #: The distributions whose version may change what is measured.
 DISTRIBUTIONS = (
@@ -50,6 +48,9 @@ def this_machine() -> Machine:
 
     It is classed by its GPU where one is found and TensorFlow can use it, else by its CPU.
     """
+    # Imported where they are needed: the parameter server imports this module for its GPUs.
+    import psutil
+
     cpuinfo = _read("/proc/cpuinfo")
     cores = usable_cores(_read("/sys/fs/cgroup/cpu.max"))
     gpus = find_gpus()
@@ -114,6 +115,10 @@ def usable_cores(cgroup_cpu_max: str = "") -> int:
 @lru_cache(maxsize=1)
 def find_gpus() -> tuple[Gpu, ...]:
     """Return the NVIDIA GPUs that the driver shows; none where there is no driver."""
+    try:
+        ctypes.CDLL("libnvidia-ml.so.1")
+    except OSError:
+        return ()  # without importing what takes longer than loading small tables
     import pynvml
 
     try:
@@ -138,6 +143,8 @@ def find_gpus() -> tuple[Gpu, ...]:
 
 def installed_versions() -> dict[str, str]:
     """Return the version of Python and of each of `DISTRIBUTIONS` that is installed."""
+    from importlib import metadata
+
     versions = {"python": platform.python_version()}
     for name in DISTRIBUTIONS:
         try:

@@ -18,8 +18,6 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from filelock import FileLock
-
 from hpsbench.config import environment
 from hpsbench.errors import NativeBuildError
 
@@ -133,6 +131,8 @@ def _library(
     library = folder / file_name
     if library.exists():
         return library
+    from filelock import FileLock  # not before: it takes longer than loading small tables
+
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_suffix(".lock")):
         if not library.exists():

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from hpsbench import baselines, compare, runs, selftest
+from hpsbench import baselines, compare, profile, runs, selftest
 from hpsbench.errors import BaselineError, BenchError
 from hpsbench.gate import EXIT_PASSED, EXIT_REGRESSED, EXIT_USAGE
 from hpsbench.machine import this_machine
@@ -23,7 +23,11 @@ EXIT_CODES = """exit codes:
   1   `compare` found a regression; a check of `doctor` failed (pytest: a regression, a failed test)
   4   the command line, a configuration or a stored file is wrong
   10  no verdict: of `compare`, `selftest` (pytest: of a benchmark, with --strict-gate, as under CI)
+  130 interrupted with Ctrl-C
 """
+
+#: As shells have it for a program that Ctrl-C ended.
+EXIT_INTERRUPTED = 130
 
 
 class _Parser(argparse.ArgumentParser):
@@ -42,6 +46,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BenchError as error:
         print(f"error: {error.problem}\nhint: {error.hint}", file=sys.stderr)
         return EXIT_USAGE
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
     except BrokenPipeError:
         # The reader (`| head`) has seen enough; Python would complain once more as it exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -107,6 +114,10 @@ def build_parser() -> argparse.ArgumentParser:
 
     selftest.add_arguments(
         commands.add_parser("selftest", help="measure what comparisons can tell apart here")
+    )
+
+    profile.add_arguments(
+        commands.add_parser("profile", help="measure the parameter server's lookups and tiers")
     )
 
     doctor = commands.add_parser("doctor", help="check whether this machine can measure")
@@ -253,3 +264,7 @@ def _only(ids: Sequence[str], known: Sequence[baselines.Baseline]) -> list[basel
                 hint=f"did you mean {close[0]}?" if close else f"known: {', '.join(names) or '-'}",
             )
     return [b for b in known if b.benchmark in ids]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

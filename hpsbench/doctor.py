@@ -6,7 +6,6 @@ import enum
 import importlib
 import json
 import platform
-import re
 import shutil
 import signal
 import subprocess
@@ -18,11 +17,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from hpsbench.config import Suite, environment
 from hpsbench.errors import BenchError, ConfigError
-from hpsbench.machine import find_gpus
+from hpsbench.machine import find_gpus, free_memory_bytes
 from hpsbench.servers.installation import find_libpython, require_numpy_1
 from hpsbench.servers.probe import probe_triton
 
@@ -123,29 +120,6 @@ def needed_memory_bytes(suite: Suite) -> int:
     rows = 2 * suite.tables.num_bytes
     index = INDEX_BYTES_PER_ROW * suite.tables.num_embeddings
     return rows + index + TENSORFLOW_PROCESSES * TENSORFLOW_PROCESS_BYTES
-
-
-def free_memory_bytes() -> int:
-    """Return what can be had without swapping: the machine's, or less in a limited container."""
-    free = int(psutil.virtual_memory().available)
-    cgroup = Path("/sys/fs/cgroup")
-    try:
-        limit, current, stat = (
-            (cgroup / name).read_text() for name in ("memory.max", "memory.current", "memory.stat")
-        )
-    except OSError:
-        return free
-    return min(free, cgroup_free_bytes(limit, current, stat) or free)
-
-
-def cgroup_free_bytes(limit: str, current: str, stat: str) -> int | None:
-    """Return the bytes left below a cgroup's limit, from its three files; None without a limit."""
-    if limit.strip() == "max":
-        return None
-    # Pages of files that nobody uses are given back before the limit hurts.
-    reclaimable = re.search(r"^inactive_file (\d+)", stat, re.MULTILINE)
-    left = int(limit) - int(current) + (int(reclaimable[1]) if reclaimable else 0)
-    return max(left, 0)
 
 
 def _guarded(name: str, check: Callable[[Suite], Check], suite: Suite) -> Check:

@@ -112,6 +112,31 @@ def usable_cores(cgroup_cpu_max: str = "") -> int:
     return cores
 
 
+def free_memory_bytes() -> int:
+    """Return what can be had without swapping: the machine's, or less in a limited container."""
+    import psutil
+
+    free = int(psutil.virtual_memory().available)
+    cgroup = Path("/sys/fs/cgroup")
+    try:
+        limit, current, stat = (
+            (cgroup / name).read_text() for name in ("memory.max", "memory.current", "memory.stat")
+        )
+    except OSError:
+        return free
+    return min(free, cgroup_free_bytes(limit, current, stat) or free)
+
+
+def cgroup_free_bytes(limit: str, current: str, stat: str) -> int | None:
+    """Return the bytes left below a cgroup's limit, from its three files; None without a limit."""
+    if limit.strip() == "max":
+        return None
+    # Pages of files that nobody uses are given back before the limit hurts.
+    reclaimable = re.search(r"^inactive_file (\d+)", stat, re.MULTILINE)
+    left = int(limit) - int(current) + (int(reclaimable[1]) if reclaimable else 0)
+    return max(left, 0)
+
+
 @lru_cache(maxsize=1)
 def find_gpus() -> tuple[Gpu, ...]:
     """Return the NVIDIA GPUs that the driver shows; none where there is no driver."""

@@ -74,14 +74,24 @@ def embedding_rows(config: TableConfig, keys: npt.ArrayLike) -> FloatArray:
 
 
 def key_stream(
-    kind: str, shape: tuple[int, ...], num_embeddings: int, *, seed: int, zipf_alpha: float = 1.05
+    kind: str,
+    shape: tuple[int, ...],
+    num_embeddings: int,
+    *,
+    seed: int,
+    zipf_alpha: float = 1.05,
+    hot_share: float = 0.9,
+    hot_keys: int | None = None,
 ) -> Iterator[KeyArray]:
     """Yield int64[shape] key batches in [0, num_embeddings) for ever.
 
     `repeated`: one uniform batch, again and again (as published: best case for a cache);
     `uniform`: a new uniform batch each time; `zipf`: popularity ~ rank**-zipf_alpha, the ranks
-    scattered over the key space; `hot`: nine keys in ten out of the same hundredth of the table.
+    scattered over the key space; `hot`: a `hot_share` of the keys out of the same `hot_keys` (by
+    default: nine in ten, out of a hundredth of the table).
     """
+    if hot_keys is None:
+        hot_keys = max(1, num_embeddings // 100)
     generator = np.random.default_rng([seed, *shape])
     if kind == "repeated":
         batch = generator.integers(num_embeddings, size=shape)
@@ -95,11 +105,44 @@ def key_stream(
                 _zipf_ranks(generator, shape, num_embeddings, zipf_alpha), num_embeddings
             )
         elif kind == "hot":
-            hot = generator.integers(max(1, num_embeddings // 100), size=shape)
+            hot = generator.integers(hot_keys, size=shape)
             cold = generator.integers(num_embeddings, size=shape)
-            yield _scatter(np.where(generator.random(shape) < 0.9, hot, cold), num_embeddings)
+            yield _scatter(np.where(generator.random(shape) < hot_share, hot, cold), num_embeddings)
         else:
             raise ValueError(f"unknown key stream {kind!r}")
+
+
+def histogram_stream(
+    counts: npt.ArrayLike, shape: tuple[int, ...], *, seed: int
+) -> Iterator[KeyArray]:
+    """Yield int64[shape] batches of positions in `counts`, each as often as its count says.
+
+    Raises ValueError where a count is negative, or none is positive.
+    """
+    weights = np.asarray(counts, dtype=np.float64)
+    if weights.ndim != 1 or not weights.size or not weights.min() >= 0 or not weights.sum() > 0:
+        raise ValueError("counts must be one dimension, none negative, and some positive")
+    # The positions that are ever drawn, and where each one's part of [0, total) ends.
+    positions = np.flatnonzero(weights)
+    ends = np.cumsum(weights[positions])
+    generator = np.random.default_rng([seed, *shape])
+    while True:
+        drawn = np.searchsorted(ends, generator.random(shape) * ends[-1], side="right")
+        yield positions[np.minimum(drawn, len(positions) - 1)]
+
+
+def recorded_stream(keys: npt.ArrayLike, shape: tuple[int, ...]) -> Iterator[KeyArray]:
+    """Yield int64[shape] batches of recorded keys in their order, and from the first again.
+
+    Raises ValueError where there is no key.
+    """
+    recorded = np.asarray(keys, dtype=np.int64).ravel()
+    if not recorded.size:
+        raise ValueError("there is no recorded key")
+    size, begin = int(np.prod(shape)), 0
+    while True:
+        yield recorded.take(np.arange(begin, begin + size), mode="wrap").reshape(shape)
+        begin = (begin + size) % recorded.size
 
 
 def _zipf_ranks(

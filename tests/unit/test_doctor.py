@@ -12,7 +12,7 @@ from hpsbench import doctor
 from hpsbench.config import Suite, load_suite
 from hpsbench.doctor import Check, Status, render, require_memory, run_checks
 from hpsbench.errors import ConfigError, ServerDied
-from hpsbench.machine import Gpu
+from hpsbench.machine import Gpu, cgroup_free_bytes
 from hpsbench.servers.probe import Probe
 
 GIB = 2**30
@@ -123,9 +123,9 @@ def test_memory_counts_the_rows_twice() -> None:
 
 def test_a_container_has_what_its_limit_leaves() -> None:
     stat = "anon 5\ninactive_file 300\nactive_file 7\n"
-    assert doctor.cgroup_free_bytes("max\n", "900\n", stat) is None
-    assert doctor.cgroup_free_bytes("1000\n", "900\n", stat) == 400
-    assert doctor.cgroup_free_bytes("1000\n", "2000\n", "") == 0
+    assert cgroup_free_bytes("max\n", "900\n", stat) is None
+    assert cgroup_free_bytes("1000\n", "900\n", stat) == 400
+    assert cgroup_free_bytes("1000\n", "2000\n", "") == 0
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ ROOMS = (
     ("servers",),
     ("load",),
     ("stats",),
+    ("profiling",),
     ("measurements",),
     ("session",),
     ("serving",),
@@ -37,7 +38,7 @@ ROOMS = (
     ("report",),
     ("gate",),
     ("doctor", "options"),
-    ("compare", "selftest"),
+    ("compare", "profile", "selftest"),
     ("plugin", "cli"),
 )
 POSITION = {name: index for index, room in enumerate(ROOMS) for name in room}

@@ -8,7 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hpsbench.config import TableConfig
-from hpsbench.tables import BLOCK_ROWS, embedding_rows, key_stream, row_blocks
+from hpsbench.tables import (
+    BLOCK_ROWS,
+    embedding_rows,
+    histogram_stream,
+    key_stream,
+    recorded_stream,
+    row_blocks,
+)
 
 TABLE = TableConfig(num_embeddings=2 * BLOCK_ROWS + 100, embedding_dim=4)
 
@@ -80,3 +87,36 @@ def test_nine_in_ten_hot_keys_come_from_a_hundredth_of_the_table() -> None:
     keys = next(key_stream("hot", (100_000,), 10_000, seed=0))
     counts = np.sort(np.bincount(keys, minlength=10_000))[::-1]
     assert counts[:100].sum() / 100_000 == pytest.approx(0.901, abs=0.01)
+
+
+def test_the_hot_keys_are_as_many_and_as_hot_as_asked() -> None:
+    stream = key_stream("hot", (100_000,), 10_000, seed=0, hot_share=0.5, hot_keys=3)
+    counts = np.sort(np.bincount(next(stream), minlength=10_000))[::-1]
+    assert counts[:3].sum() / 100_000 == pytest.approx(0.5, abs=0.01)
+    assert counts[3] < 50
+
+
+def test_keys_of_a_histogram_come_as_often_as_counted() -> None:
+    counts = [0, 6, 0, 3, 1, 0]
+    stream = histogram_stream(counts, (200, 100), seed=4)
+    drawn = next(stream)
+    assert drawn.shape == (200, 100)
+    shares = np.bincount(drawn.ravel(), minlength=6) / drawn.size
+    np.testing.assert_allclose(shares, np.array(counts) / 10, atol=0.02)
+    assert set(np.flatnonzero(shares)) == {1, 3, 4}
+    assert not np.array_equal(next(stream), drawn)
+    np.testing.assert_array_equal(next(histogram_stream(counts, (200, 100), seed=4)), drawn)
+
+
+@pytest.mark.parametrize("counts", [[], [0, 0], [1, -1], [[1]], [float("nan"), 1]], ids=str)
+def test_a_histogram_without_a_key_is_refused(counts: object) -> None:
+    with pytest.raises(ValueError, match="counts must be"):
+        next(histogram_stream(counts, (3,), seed=0))  # type: ignore[arg-type]
+
+
+def test_recorded_keys_come_in_their_order_and_again() -> None:
+    stream = recorded_stream([5, -2, 9, 2**60, 7], (1, 3))
+    batches = [batch.tolist() for batch in itertools.islice(stream, 4)]
+    assert batches == [[[5, -2, 9]], [[2**60, 7, 5]], [[-2, 9, 2**60]], [[7, 5, -2]]]
+    with pytest.raises(ValueError, match="no recorded key"):
+        next(recorded_stream([], (3,)))

@@ -1,0 +1,160 @@
+"""The stages of a lookup, from the whole of it inwards, and the peers that do the same work."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from hpsbench.hps.lookup import ModelTables
+from hpsbench.profiling.batches import Batch
+from hpsbench.profiling.subject import Subject
+
+PEERS = ("tensorflow", "numpy", "none")
+
+
+class HostLookup:
+    """The model's tables asked from Python: what TensorFlow adds is not in it."""
+
+    name = "host tables"
+    meaning = "hpsbench.hps.lookup: index, tiers and copy, without TensorFlow"
+
+    def __init__(self, subject: Subject, tables: ModelTables) -> None:
+        """Ask `tables`, loaded from the subject."""
+        self._tables = tables
+        self._subject = subject
+        self._rooms = _Rooms()
+
+    def prepare(self, batch: Batch) -> Any:
+        """Return the flat keys, and the count for each table."""
+        counts = np.zeros(len(self._tables.table_names), np.uint64)
+        flat: list[npt.NDArray[Any]] = []
+        for table, keys in sorted(zip(self._subject.table_ids, batch.keys, strict=True)):
+            counts[table] = keys.size
+            flat.append(keys.ravel())
+        return np.concatenate(flat), counts
+
+    def ask(self, prepared: Any) -> object:
+        """Look the keys of all tables up in one call."""
+        keys, counts = prepared
+        size = int(np.dot(counts.astype(np.int64), self._tables.embedding_dims))
+        return self._tables.lookup_flat(keys, counts, self._rooms.of(0, (size,)))
+
+
+class TensorFlowLookup:
+    """The operation that a served model runs, on the device on which TensorFlow puts it."""
+
+    name = "end to end"
+    meaning = "hps.LookupLayer in a tf.function"
+
+    def __init__(self, subject: Subject, *, device: str) -> None:
+        """Ask the model that is registered under the subject's name."""
+        import tensorflow as tf
+
+        import hpsbench.hps as hps
+
+        self._device = _Device(device)
+        model, tables, dims = subject.model.model, subject.table_ids, subject.embedding_dims
+        if len(tables) == 1:
+            one = hps.LookupLayer(model, tables[0], dims[0], tf.float32)
+            self._function = tf.function(lambda ids: [one(ids[0])])
+        else:
+            self.meaning = "hps.MultiLookupLayer in a tf.function"
+            self._function = tf.function(hps.MultiLookupLayer(model, tables, dims, tf.float32))
+
+    def prepare(self, batch: Batch) -> Any:
+        """Return the keys as tensors on the device."""
+        return self._device.tensors(batch.keys)
+
+    def ask(self, prepared: Any) -> object:
+        """Look the keys up."""
+        return self._device.call(self._function, prepared)
+
+
+class TensorFlowPeer:
+    """`tf.nn.embedding_lookup` of variables that hold the same rows, on the same device."""
+
+    name = "tf.nn.embedding_lookup"
+    meaning = "of tf.Variables that hold the same rows, in a tf.function"
+
+    def __init__(self, subject: Subject, *, device: str) -> None:
+        """Copy the rows into variables."""
+        import tensorflow as tf
+
+        self._device = _Device(device)
+        with tf.device(device):
+            variables = [tf.Variable(model.rows) for model in subject.sparse_models]
+        self._function = tf.function(
+            lambda ids: [tf.nn.embedding_lookup(v, i) for v, i in zip(variables, ids, strict=True)]
+        )
+
+    def prepare(self, batch: Batch) -> Any:
+        """Return the rows' numbers as tensors on the device."""
+        return self._device.tensors(batch.rows)
+
+    def ask(self, prepared: Any) -> object:
+        """Look the rows up."""
+        return self._device.call(self._function, prepared)
+
+
+class NumpyPeer:
+    """`numpy.take` of the mapped rows, on one thread for each caller."""
+
+    name = "numpy.take"
+    meaning = "of the mapped rows, by their numbers"
+
+    def __init__(self, subject: Subject) -> None:
+        """Take from the rows of the subject."""
+        self._rows = [model.rows for model in subject.sparse_models]
+        self._rooms = _Rooms()
+
+    def prepare(self, batch: Batch) -> Any:
+        """Return the rows' numbers."""
+        return batch.rows
+
+    def ask(self, prepared: Any) -> object:
+        """Take the rows of all tables."""
+        answers = []
+        for i, (rows, numbers) in enumerate(zip(self._rows, prepared, strict=True)):
+            out = self._rooms.of(i, (*numbers.shape, rows.shape[1]))
+            # "clip" spares the copy that NumPy makes to leave `out` alone in case of an error.
+            answers.append(rows.take(numbers, axis=0, out=out, mode="clip"))
+        return answers
+
+
+class _Rooms(threading.local):
+    """Memory for answers, of each thread's own and used again, as TensorFlow does with its own."""
+
+    def __init__(self) -> None:
+        self._rooms: dict[int, npt.NDArray[np.float32]] = {}
+
+    def of(self, number: int, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
+        room = self._rooms.get(number)
+        if room is None or room.shape != shape:
+            room = self._rooms[number] = np.zeros(shape, np.float32)
+        return room
+
+
+class _Device:
+    """Where TensorFlow keeps the keys and runs the calls; a GPU's are waited for."""
+
+    def __init__(self, name: str) -> None:
+        import tensorflow as tf
+
+        self._tf = tf
+        self._name = name
+        self._waits = "GPU" in name
+
+    def tensors(self, arrays: Sequence[npt.NDArray[Any]]) -> list[Any]:
+        with self._tf.device(self._name):
+            return [self._tf.identity(self._tf.constant(array)) for array in arrays]
+
+    def call(self, function: Any, tensors: list[Any]) -> object:
+        with self._tf.device(self._name):
+            answer = function(tensors)
+        if self._waits:
+            self._tf.test.experimental.sync_devices()
+        return answer

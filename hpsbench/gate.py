@@ -58,6 +58,15 @@ class SessionGate:
         self._run = run
         self._results: list[Result] = []
 
+    @property
+    def run(self) -> Run:
+        """The run as it began, without results."""
+        return self._run
+
+    def resumed(self, recorded_at: str) -> None:
+        """Note that the run goes on with an interrupted session that began then."""
+        self._run = dataclasses.replace(self._run, resumed=recorded_at)
+
     def judge(self, test: str, measurement: Measurement) -> Verdict:
         """Record what `test`, a pytest node, measured, and return the verdict on it."""
         benchmark = measurement.benchmark

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from hpsbench import stats
 from hpsbench.load.interleaved import ParticipantRun, Step, StepCount
+from hpsbench.telemetry import Telemetry
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +46,8 @@ class LaunchMeasurement:
     reference_p50_ns: int
     server: ServerTimes | None
     server_rounds: tuple[ServerTimes, ...] = ()
+    telemetry: Telemetry | None = None
+    """The machine while this variant and those beside it were asked; None where nobody watched."""
 
     @property
     def ratio_p10(self) -> float:
@@ -72,6 +75,70 @@ class Measurement:
     interleaved_with: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Observation:
+    """What one launch says of one variant; `problem` tells why it must not count.
+
+    `launch` is None where the variant or its reference answered nothing.
+    """
+
+    variant: str
+    number: int
+    launch: LaunchMeasurement | None
+    problem: str | None
+    interleaved_with: tuple[str, ...]
+
+
+def observe(
+    number: int,
+    run: Mapping[str, ParticipantRun],
+    *,
+    variant: str,
+    reference: str,
+    min_requests: int,
+    telemetry: Telemetry | None = None,
+) -> Observation:
+    """Return what launch `number` says of `variant`, out of its interleaved run.
+
+    A problem is that the variant or its reference had fewer than `min_requests` answered requests
+    or a failed one, that the server counted other requests than ours, or what the `telemetry`
+    tells. Raises KeyError where the run lacks the variant or the reference.
+    """
+    own, base = run[variant], run[reference]
+    problems = [(p.name, _problem(p, min_requests)) for p in (own, base)]
+    told = [f"{name} {problem}" for name, problem in problems if problem is not None]
+    if telemetry is not None and telemetry.problem is not None:
+        told.append(telemetry.problem)
+    return Observation(
+        variant=variant,
+        number=number,
+        launch=_launch(number, own, base, telemetry),
+        problem=f"launch {number}: {told[0]}" if told else None,
+        interleaved_with=tuple(name for name in run if name != variant),
+    )
+
+
+def assemble(
+    observations: Sequence[Observation],
+    *,
+    benchmark: str,
+    variant: str,
+    batch_size: int,
+    reference: str,
+) -> Measurement:
+    """Return the measurement of one benchmark from its launches; the first problem is told."""
+    others = dict.fromkeys(name for o in observations for name in o.interleaved_with)
+    return Measurement(
+        benchmark=benchmark,
+        variant=variant,
+        batch_size=batch_size,
+        reference=reference,
+        launches=tuple(o.launch for o in observations if o.launch is not None),
+        invalid=next((o.problem for o in observations if o.problem is not None), None),
+        interleaved_with=tuple(others),
+    )
+
+
 def measure(
     runs: Sequence[Mapping[str, ParticipantRun]],
     *,
@@ -83,29 +150,18 @@ def measure(
 ) -> Measurement:
     """Return the measurement of `variant` from the interleaved run of each launch, in order.
 
-    `invalid` tells of the first launch in which the variant or its reference had fewer than
-    `min_requests` answered requests or a failed one, or where the server counted other requests
-    than ours. Raises KeyError where a run lacks the variant or the reference.
+    `invalid` tells of the first launch with a problem (see `observe`). Raises KeyError where a
+    run lacks the variant or the reference.
     """
-    launches, problems = [], []
-    for number, run in enumerate(runs, start=1):
-        own, base = run[variant], run[reference]
-        for participant in (own, base):
-            problem = _problem(participant, min_requests)
-            if problem is not None:
-                problems.append(f"launch {number}: {participant.name} {problem}")
-        launch = _launch(number, own, base)
-        if launch is not None:
-            launches.append(launch)
-    others = {name: None for run in runs for name in run if name != variant}
-    return Measurement(
+    return assemble(
+        [
+            observe(number, run, variant=variant, reference=reference, min_requests=min_requests)
+            for number, run in enumerate(runs, start=1)
+        ],
         benchmark=benchmark,
         variant=variant,
         batch_size=batch_size,
         reference=reference,
-        launches=tuple(launches),
-        invalid=problems[0] if problems else None,
-        interleaved_with=tuple(others),
     )
 
 
@@ -122,7 +178,9 @@ def server_times(run: ParticipantRun) -> tuple[ServerTimes | None, tuple[ServerT
     return whole, tuple(r for r in rounds if r is not None)
 
 
-def _launch(number: int, own: ParticipantRun, base: ParticipantRun) -> LaunchMeasurement | None:
+def _launch(
+    number: int, own: ParticipantRun, base: ParticipantRun, telemetry: Telemetry | None
+) -> LaunchMeasurement | None:
     records = own.records
     latencies_ns, reference_ns = records.latencies_ns, base.records.latencies_ns
     if not len(latencies_ns) or not len(reference_ns):
@@ -140,6 +198,7 @@ def _launch(number: int, own: ParticipantRun, base: ParticipantRun) -> LaunchMea
         reference_p50_ns=reference.p50_ns,
         server=server,
         server_rounds=server_rounds,
+        telemetry=telemetry,
     )
 
 

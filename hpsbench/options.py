@@ -23,6 +23,12 @@ class BenchOptions:
     overrides: tuple[str, ...]
     baselines_dir: Path
     runs_dir: Path
+    resume: bool = False
+
+    @property
+    def interrupted_dir(self) -> Path:
+        """Where sessions keep what they have measured until their run is stored."""
+        return self.runs_dir.parent / "interrupted"
 
 
 def default_preset() -> str:
@@ -68,6 +74,12 @@ def add_options(parser: pytest.Parser) -> None:
         help="folder of the stored baselines (default: baselines below the root folder)",
     )
     group.addoption(
+        "--resume",
+        action="store_true",
+        dest="hpsbench_resume",
+        help="go on with the newest interrupted session of the same options, code and machine",
+    )
+    group.addoption(
         "--strict-gate",
         action="store_true",
         default=None,
@@ -109,4 +121,5 @@ def resolve_options(config: pytest.Config) -> BenchOptions:
         if given.baselines
         else config.rootpath / "baselines",
         runs_dir=config.rootpath / runs.FOLDER,
+        resume=given.hpsbench_resume,
     )

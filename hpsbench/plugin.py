@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from hpsbench import baselines, gate, runs
+from hpsbench import baselines, checkpoint, gate, runs
+from hpsbench.checkpoint import Checkpoint, InterruptedSession
 from hpsbench.config import Suite, environment
 from hpsbench.errors import BenchError
 from hpsbench.machine import find_gpus, this_machine
@@ -24,7 +25,7 @@ from hpsbench.options import BenchOptions, add_options, resolve_options
 from hpsbench.report import files, html, markdown, terminal
 from hpsbench.report.contents import earlier_runs, gather
 from hpsbench.report.junit import verdict_properties
-from hpsbench.session import Progress
+from hpsbench.session import Plan, Progress
 from hpsbench.verdict import Verdict
 
 MARKERS = (
@@ -48,6 +49,8 @@ class _State:
     run_path: Path | None = None
     report_path: Path | None = None
     problem: BenchError | None = None
+    checkpoint: Checkpoint | None = None
+    num_parts: int = 0
 
 
 SUITE_KEY = pytest.StashKey[Suite]()
@@ -191,6 +194,64 @@ def progress(request: pytest.FixtureRequest) -> Callable[[Progress], None]:
     return show
 
 
+@pytest.fixture(scope="session")
+def announce(request: pytest.FixtureRequest) -> Callable[[str], None]:
+    """Write a line on the terminal while tests run, past pytest's capture."""
+    config = request.config
+    reporter: Any = config.pluginmanager.get_plugin("terminalreporter")
+    capture: Any = config.pluginmanager.get_plugin("capturemanager")
+
+    def write(text: str) -> None:
+        with capture.global_and_fixture_disabled():
+            reporter.ensure_newline()
+            reporter.write_line(text)
+
+    return write if reporter is not None else lambda _: None
+
+
+@pytest.fixture(scope="session")
+def open_checkpoint(
+    pytestconfig: pytest.Config, announce: Callable[[str], None]
+) -> Callable[[Plan], Checkpoint]:
+    """Return the checkpoint of a plan's session: of the interrupted one with --resume, else new."""
+    state, options = pytestconfig.stash[_STATE_KEY], pytestconfig.stash[OPTIONS_KEY]
+    session_gate = state.gate
+    assert session_gate is not None, "only a gated session measures"
+
+    def opened(plan: Plan) -> Checkpoint:
+        folder, run = options.interrupted_dir, session_gate.run
+        sources = Path(checkpoint.__file__).parent
+        identity = checkpoint.identity_of(options.suite, plan, run.machine, sources=sources)
+        state.num_parts = options.suite.load.launches * len({size for _, size in plan})
+        if options.resume:
+            try:
+                state.checkpoint = checkpoint.resumable(folder, identity)
+            except BenchError as error:
+                pytest.exit(str(error), returncode=gate.EXIT_USAGE)
+            session_gate.resumed(state.checkpoint.session.recorded_at)
+            announce(
+                f"going on with the session of {state.checkpoint.session.recorded_at}: "
+                f"{state.checkpoint.num_kept} of {state.num_parts} parts are measured"
+            )
+            return state.checkpoint
+        alike = checkpoint.like(checkpoint.interrupted(folder), identity)
+        if alike is not None:
+            announce(
+                f"the session of {alike.session.recorded_at} was interrupted with "
+                f"{alike.num_kept} of {state.num_parts} parts measured: --resume goes on with it"
+            )
+        session = InterruptedSession(
+            run_id=run.run_id,
+            recorded_at=run.recorded_at,
+            identity=identity,
+            num_parts=state.num_parts,
+        )
+        state.checkpoint = Checkpoint(folder, session)
+        return state.checkpoint
+
+    return opened
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
     yield
@@ -234,6 +295,9 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         state.run_path = runs.save(options.runs_dir, run)
     except BenchError as error:
         state.problem, state.failed_otherwise = error, True
+    else:
+        if state.checkpoint is not None:
+            state.checkpoint.discard()
     session.exitstatus = gate.exit_code(
         run.verdicts,
         strict=options.suite.gate.strict,
@@ -257,6 +321,7 @@ def pytest_terminal_summary(
             yellow=True,
         )
     if state.run is None:
+        _say_what_is_kept(terminalreporter, state)
         return
     width = shutil.get_terminal_size().columns
     terminalreporter.section(f"hpsbench {suite.preset} on {state.run.machine.cls}")
@@ -274,6 +339,16 @@ def pytest_terminal_summary(
         terminalreporter.write_line(line.text, **line.markup)
     if state.problem is not None:
         terminalreporter.write_line(f"error: {state.problem}", red=True)
+
+
+def _say_what_is_kept(reporter: pytest.TerminalReporter, state: _State) -> None:
+    kept = 0 if state.checkpoint is None else state.checkpoint.num_kept
+    if kept:
+        reporter.write_line(
+            f"hpsbench: {kept} of {state.num_parts} parts are measured and kept; the same command "
+            "with --resume goes on with them",
+            yellow=True,
+        )
 
 
 def _write_reports(state: _State, options: BenchOptions, run: runs.Run) -> None:

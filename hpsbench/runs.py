@@ -36,7 +36,10 @@ class Result:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """One session. `under_test` names the versions and settings that produced the figures."""
+    """One session. `under_test` names the versions and settings that produced the figures.
+
+    `resumed` is when the interrupted session began that this one went on with, None of a whole one.
+    """
 
     run_id: str
     recorded_at: str
@@ -46,6 +49,7 @@ class Run:
     under_test: Mapping[str, str]
     results: tuple[Result, ...] = ()
     vanished: tuple[Verdict, ...] = ()
+    resumed: str | None = None
 
     @property
     def verdicts(self) -> tuple[Verdict, ...]:

@@ -11,7 +11,8 @@ from typing import Protocol, TypeAlias
 from hpsbench.config import LoadConfig, Suite
 from hpsbench.errors import ConfigError
 from hpsbench.load.interleaved import Interleaved, Participant, ParticipantRun
-from hpsbench.measurements import Measurement, measure
+from hpsbench.measurements import Measurement, Observation, assemble, observe
+from hpsbench.telemetry import Telemetry, Watch, unwatched
 
 #: What every other variant is compared with.
 NATIVE_TF = "native_tf"
@@ -49,6 +50,20 @@ class Progress:
     eta_s: float | None
 
 
+@dataclass(frozen=True, kw_only=True)
+class SessionPart:
+    """What one launch says of one batch size: an observation per variant that was planned."""
+
+    launch: int
+    batch_size: int
+    observations: tuple[Observation, ...]
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether nothing of it keeps a measurement from counting."""
+        return all(o.problem is None for o in self.observations)
+
+
 def reference_of(variant: str) -> str:
     """Return who a variant is compared with: `native_tf`, and that one with `numpy`."""
     return NUMPY if variant == NATIVE_TF else NATIVE_TF
@@ -66,46 +81,91 @@ def run_session(
     launch: Callable[[], AbstractContextManager[Launch]],
     progress: Callable[[Progress], None] = lambda _: None,
     *,
+    watch: Watch = unwatched,
+    kept: Sequence[SessionPart] = (),
+    on_part: Callable[[SessionPart], None] = lambda _: None,
     clock_ns: Callable[[], int] = time.perf_counter_ns,
     sleep: Callable[[float], None] = time.sleep,
 ) -> dict[tuple[str, int], Measurement]:
     """Measure every benchmark of `plan` on `suite.load.launches` fresh launches.
 
-    Returns the measurements by the plan's keys, in its order. Raises ConfigError for an empty plan
-    or where a launch lacks a participant that `needed` names; ServerDied as soon as a server is
-    found dead, and whatever starting one raises.
+    `watch` tells what the machine did meanwhile. `on_part` is given what each launch says of a
+    batch size as soon as it is measured; what is already in `kept` is not measured again, and a
+    launch of which everything is kept is not started. Returns the measurements by the plan's keys,
+    in its order. Raises ConfigError for an empty plan or where a launch lacks a participant that
+    `needed` names; ServerDied as soon as a server is found dead, and whatever starting one raises.
     """
     load = suite.load
     _check(load, plan)
     batch_sizes = list(dict.fromkeys(size for _, size in plan))
-    runs: dict[int, list[dict[str, ParticipantRun]]] = {size: [] for size in batch_sizes}
-    estimate = _Estimate(load.launches, batch_sizes, clock_ns)
-    for number in range(1, load.launches + 1):
+    parts = {(part.launch, part.batch_size): part for part in kept}
+    missing = {
+        number: [size for size in batch_sizes if (number, size) not in parts]
+        for number in range(1, load.launches + 1)
+    }
+    estimate = _Estimate(missing, clock_ns)
+    for number, sizes in missing.items():
+        if not sizes:
+            continue
         progress(estimate.starts(number, None))
         with launch() as launched:
-            for position, size in enumerate(batch_sizes):
+            for size in sizes:
                 progress(estimate.starts(number, size))
                 loop = Interleaved(
                     rounds=load.rounds,
                     warmup_requests=load.warmup_requests,
                     min_requests=load.min_requests,
                     measure_s=load.measure_s,
-                    seed=load.seed + number * len(batch_sizes) + position,
+                    seed=load.seed + number * len(batch_sizes) + batch_sizes.index(size),
                     clock_ns=clock_ns,
                     sleep=sleep,
                 )
-                runs[size].append(run_batch_size(loop, launched, needed(plan, size), size))
+                with watch() as watched:
+                    run = run_batch_size(loop, launched, needed(plan, size), size)
+                part = _part(load, plan, number, size, run, watched.telemetry)
+                parts[number, size] = part
+                on_part(part)
     return {
-        (variant, size): measure(
-            runs[size],
+        (variant, size): assemble(
+            [
+                observation
+                for number in missing
+                for observation in parts[number, size].observations
+                if observation.variant == variant
+            ],
             benchmark=benchmark,
             variant=variant,
             batch_size=size,
             reference=reference_of(variant),
-            min_requests=load.min_requests,
         )
         for (variant, size), benchmark in plan.items()
     }
+
+
+def _part(
+    load: LoadConfig,
+    plan: Plan,
+    number: int,
+    batch_size: int,
+    run: Mapping[str, ParticipantRun],
+    telemetry: Telemetry | None,
+) -> SessionPart:
+    return SessionPart(
+        launch=number,
+        batch_size=batch_size,
+        observations=tuple(
+            observe(
+                number,
+                run,
+                variant=variant,
+                reference=reference_of(variant),
+                min_requests=load.min_requests,
+                telemetry=telemetry,
+            )
+            for variant, size in plan
+            if size == batch_size
+        ),
+    )
 
 
 def _check(load: LoadConfig, plan: Plan) -> None:
@@ -143,13 +203,11 @@ def run_batch_size(
 class _Estimate:
     """How long the rest will take, from how long its likes took."""
 
-    def __init__(
-        self, launches: int, batch_sizes: Sequence[int], clock_ns: Callable[[], int]
-    ) -> None:
-        self._launches, self._clock_ns = launches, clock_ns
-        # The stages of one launch in order: starting its servers (None), then each batch size.
-        self._stages: list[int | None] = [None, *batch_sizes]
-        self._took_ns: dict[int | None, list[int]] = {stage: [] for stage in self._stages}
+    def __init__(self, missing: Mapping[int, Sequence[int]], clock_ns: Callable[[], int]) -> None:
+        # The stages in order: of each launch starting its servers (None), then its batch sizes.
+        self._left = [stage for sizes in missing.values() if sizes for stage in (None, *sizes)]
+        self._launches, self._clock_ns = len(missing), clock_ns
+        self._took_ns: dict[int | None, list[int]] = {}
         self._begun_ns = clock_ns()
         self._stage: int | None = None
         self._stage_begun_ns: int | None = None
@@ -158,22 +216,21 @@ class _Estimate:
         """Close the stage before, open this one, and say where the session is."""
         now_ns = self._clock_ns()
         if self._stage_begun_ns is not None:
-            self._took_ns[self._stage].append(now_ns - self._stage_begun_ns)
+            self._took_ns.setdefault(self._stage, []).append(now_ns - self._stage_begun_ns)
+            del self._left[0]
         self._stage, self._stage_begun_ns = batch_size, now_ns
         return Progress(
             launch=launch,
             launches=self._launches,
             batch_size=batch_size,
             elapsed_s=(now_ns - self._begun_ns) / 1e9,
-            eta_s=self._left_s(launch),
+            eta_s=self._left_s(),
         )
 
-    def _left_s(self, launch: int) -> float | None:
-        measured = [ns for stage in self._stages[1:] for ns in self._took_ns[stage]]
+    def _left_s(self) -> float | None:
+        measured = [ns for stage, took in self._took_ns.items() for ns in took if stage is not None]
         if not measured:
             return None
-        # A batch size not yet seen is taken to last as long as the longest one that was.
-        cost_ns = {s: sum(t) / len(t) if t else max(measured) for s, t in self._took_ns.items()}
-        ahead = self._stages[self._stages.index(self._stage) :]
-        later = (self._launches - launch) * sum(cost_ns.values())
-        return (sum(cost_ns[stage] for stage in ahead) + later) / 1e9
+        # A stage not yet seen is taken to last as long as the longest batch size that was.
+        cost_ns = {stage: sum(took) / len(took) for stage, took in self._took_ns.items()}
+        return sum(cost_ns.get(stage, max(measured)) for stage in self._left) / 1e9

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import NoReturn
 
 from hpsbench import baselines, compare, profile, runs, selftest
-from hpsbench.errors import BaselineError, BenchError
+from hpsbench.errors import BaselineError, BenchError, ConfigError
 from hpsbench.gate import EXIT_PASSED, EXIT_REGRESSED, EXIT_USAGE
+from hpsbench.hps.budget import forecast
+from hpsbench.hps.configuration import read_configuration
 from hpsbench.machine import this_machine
-from hpsbench.report import files, html, junit, markdown, stored
+from hpsbench.report import budget, files, html, junit, markdown, stored
 from hpsbench.report.contents import earlier_runs, gather
 from hpsbench.verdict import Outcome
 
@@ -130,6 +132,12 @@ def build_parser() -> argparse.ArgumentParser:
         default=[],
         help="change one field of the preset; repeatable",
     )
+    doctor.add_argument(
+        "--config",
+        metavar="FILE",
+        type=Path,
+        help="instead: check the parameter server's JSON file, and forecast the memory it takes",
+    )
     doctor.set_defaults(command=_doctor)
     return parser
 
@@ -240,8 +248,20 @@ def _doctor(given: argparse.Namespace) -> int:
     # Checking imports TensorFlow, which the other commands do without and which chatters.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     from hpsbench.config import load_suite
-    from hpsbench.doctor import render, run_checks
+    from hpsbench.doctor import memory_checks, render, run_checks
     from hpsbench.options import default_preset
+
+    if given.config is not None:
+        if given.preset is not None or given.overrides:
+            raise ConfigError(
+                "--preset and --set are of a run, and --config is checked without one",
+                hint="leave out either",
+            )
+        planned = forecast(read_configuration(given.config))
+        print("\n".join([*budget.lines(planned), ""]))
+        checks = memory_checks(planned)
+        print(render(checks))
+        return EXIT_PASSED if all(check.ok for check in checks) else EXIT_REGRESSED
 
     checks = run_checks(load_suite(given.preset or default_preset(), given.overrides))
     print(render(checks))

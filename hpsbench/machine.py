@@ -7,10 +7,12 @@ import math
 import os
 import platform
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 #: The distributions whose version may change what is measured.
 DISTRIBUTIONS = (
@@ -140,19 +142,8 @@ def cgroup_free_bytes(limit: str, current: str, stat: str) -> int | None:
 @lru_cache(maxsize=1)
 def find_gpus() -> tuple[Gpu, ...]:
     """Return the NVIDIA GPUs that the driver shows; none where there is no driver."""
-    try:
-        ctypes.CDLL("libnvidia-ml.so.1")
-    except OSError:
-        return ()  # without importing what takes longer than loading small tables
-    import pynvml
-
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
-        return ()
-    try:
-        handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
-        driver = pynvml.nvmlSystemGetDriverVersion()
+    with _nvml() as (pynvml, handles):
+        driver = pynvml.nvmlSystemGetDriverVersion() if handles else ""
         return tuple(
             Gpu(
                 name=pynvml.nvmlDeviceGetName(handle),
@@ -162,6 +153,32 @@ def find_gpus() -> tuple[Gpu, ...]:
             )
             for handle in handles
         )
+
+
+def free_gpu_memory_bytes() -> tuple[int, ...]:
+    """Return what is free now on each of `find_gpus()`."""
+    with _nvml() as (pynvml, handles):
+        return tuple(int(pynvml.nvmlDeviceGetMemoryInfo(handle).free) for handle in handles)
+
+
+@contextmanager
+def _nvml() -> Iterator[tuple[Any, list[Any]]]:
+    """Yield the driver's library and its GPUs; no GPU where it cannot be had."""
+    try:
+        ctypes.CDLL("libnvidia-ml.so.1")
+    except OSError:
+        yield None, []  # without importing what takes longer than loading small tables
+        return
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        yield None, []
+        return
+    try:
+        count = pynvml.nvmlDeviceGetCount()
+        yield pynvml, [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(count)]
     finally:
         pynvml.nvmlShutdown()
 

@@ -198,7 +198,7 @@ def test_the_help_documents_the_exit_codes(command: Run) -> None:
     code, out, _ = command("--help")
     assert code == 0
     assert [line.split()[0] for line in out.split("exit codes:\n")[1].splitlines()] == [
-        "0", "1", "4", "10",
+        "0", "1", "4", "10", "130",
     ]  # fmt: skip
 
 

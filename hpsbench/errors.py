@@ -31,6 +31,10 @@ class NativeBuildError(BenchError):
     """The native library could not be compiled or loaded."""
 
 
+class AccuracyError(BenchError):
+    """A variant of lower precision does not answer as it must, so it is not served."""
+
+
 class ServerError(BenchError):
     """Triton could not be found, started, reached or kept alive."""
 

@@ -18,13 +18,15 @@ from hpsbench.hps.configuration import (
     write_configuration,
 )
 from hpsbench.hps.sparse_model import SparseModel, open_sparse_model, write_sparse_model
-from hpsbench.models.dlrm import DlrmWeights, seeded_weights
+from hpsbench.models.dlrm import DlrmWeights, numerical_features, seeded_weights
 from hpsbench.models.repository import ModelRepository
 from hpsbench.tables import row_blocks
 
 if TYPE_CHECKING:
     import keras
+    import onnx
 
+    from hpsbench.models.accuracy import Accuracy
     from hpsbench.models.variants import Variant
 
 #: The name of the model, and of its one table, in the parameter server's configuration.
@@ -63,6 +65,40 @@ class Build:
         from hpsbench.models.keras_dlrm import dense_model
 
         return dense_model(self.suite.dlrm, self.weights, self.suite.tables.embedding_dim)
+
+    @cached_property
+    def dense_onnx(self) -> onnx.ModelProto:
+        """The dense part as an ONNX model in float32."""
+        from hpsbench.models.onnx import convert
+
+        return convert(self.dense)
+
+    @cached_property
+    def half_dense_onnx(self) -> onnx.ModelProto:
+        """The same in float16, of any accuracy: see `half_accuracy`."""
+        from hpsbench.models.onnx import half_precision
+
+        return half_precision(self.dense_onnx)
+
+    @cached_property
+    def half_accuracy(self) -> Accuracy:
+        """How float16 answers beside float32, for keys from all over the table.
+
+        Raises AccuracyError where it is too far off (see `check_accuracy`).
+        """
+        from hpsbench.models.accuracy import SAMPLES, check_accuracy
+
+        tables, dlrm = self.suite.tables, self.suite.dlrm
+        keys = np.random.default_rng(tables.seed).integers(
+            tables.num_embeddings, size=(SAMPLES, dlrm.num_slots), dtype=np.int32
+        )
+        return check_accuracy(
+            self.dense_onnx,
+            self.half_dense_onnx,
+            self.rows(keys),
+            numerical_features(SAMPLES, dlrm.num_numerical, seed=dlrm.seed),
+            seed=dlrm.seed,
+        )
 
     def rows(self, keys: npt.NDArray[np.int32]) -> npt.NDArray[np.float32]:
         """Return float32[keys.shape + (dim,)], for the NumPy reference."""

@@ -10,6 +10,9 @@ from typing import Any
 from hpsbench.errors import ServerError
 from hpsbench.servers import http
 
+#: The metric by which our models tell what runs them.
+ENGINE_METRIC = "hpsbench_engine"
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelStatistics:

@@ -15,6 +15,8 @@ pytestmark = pytest.mark.server
 #: float32 sums in another order differ by some 1e-7; one wrong key of one sample by 1e-5 and more
 #: (`test_one_wrong_key_would_show` holds that).
 TOLERANCE = 2e-6
+#: Of what the accuracy gate measured for float16: on other samples, and a GPU rounds elsewhere.
+HALF_MARGIN = 4
 
 every_variant = pytest.mark.parametrize("variant_name", registered_variants())
 
@@ -29,6 +31,12 @@ def answer(served: ServedVariants, variant: Variant, batch: Batch, protocol: str
         return client.infer()["output_1"]
 
 
+def tolerance(served: ServedVariants, variant: Variant) -> float:
+    if variant.precision == "float32":
+        return TOLERANCE
+    return HALF_MARGIN * served.build.half_accuracy.max_absolute_error
+
+
 @every_variant
 @pytest.mark.parametrize("protocol", ["http", "grpc"])
 @pytest.mark.parametrize("batch_size", [1, 7, 1024])
@@ -39,7 +47,8 @@ def test_a_served_variant_answers_as_the_numpy_reference(
     given = answer(served, served_variant, batch, protocol)
     assert given.shape == (batch_size, 1)
     assert given.dtype == np.float32
-    np.testing.assert_allclose(given, numpy_answer(served.build, batch), rtol=0, atol=TOLERANCE)
+    atol = tolerance(served, served_variant)
+    np.testing.assert_allclose(given, numpy_answer(served.build, batch), rtol=0, atol=atol)
 
 
 @every_variant
@@ -51,7 +60,7 @@ def test_the_published_sample_request_is_answered(
         answer(served, served_variant, batch, "http"),
         numpy_answer(served.build, batch),
         rtol=0,
-        atol=TOLERANCE,
+        atol=tolerance(served, served_variant),
     )
 
 
@@ -67,7 +76,7 @@ def test_a_repeated_key_and_the_table_s_edges_are_answered(
         answer(served, served_variant, batch, "http"),
         numpy_answer(served.build, batch),
         rtol=0,
-        atol=TOLERANCE,
+        atol=tolerance(served, served_variant),
     )
 
 
@@ -81,3 +90,6 @@ def test_one_wrong_key_would_show(served: ServedVariants) -> None:
         - numpy_answer(served.build, batch)
     )
     assert np.quantile(change, 0.01) > 5 * TOLERANCE
+    # Float16 hides the wrong key of one sample in fifteen, and of a batch none.
+    half = HALF_MARGIN * served.build.half_accuracy.max_absolute_error
+    assert np.mean(change > half) > 0.8

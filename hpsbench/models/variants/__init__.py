@@ -10,16 +10,19 @@ import importlib
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from hpsbench.config import Suite
 from hpsbench.errors import ConfigError
-from hpsbench.models.build import Build
+from hpsbench.models.build import HPS_MODEL, Build
 from hpsbench.models.dlrm import Batch
 from hpsbench.models.repository import TensorSpec
+
+if TYPE_CHECKING:
+    import onnx
 
 
 def feature_inputs(batch: Batch) -> dict[str, npt.NDArray[Any]]:
@@ -40,6 +43,11 @@ class Variant:
     #: The models whose server-side times add up to this variant's.
     timed_models: tuple[str, ...]
     inputs: Callable[[Batch], Mapping[str, npt.NDArray[Any]]] = feature_inputs
+    #: What its dense part computes in: `float32` or `float16`.
+    precision: str = "float32"
+    #: Returns why there is no point in measuring it on this machine; None where there is one.
+    #: Left out by default, and measured where it is asked for by name.
+    left_out: Callable[[], str | None] = lambda: None
     #: Position in tables; variants of the published benchmarks come first, in their order.
     order: int = 100
 
@@ -63,6 +71,13 @@ def select_variants(names: Sequence[str]) -> list[Variant]:
             meant = f"did you mean {close[0]}? " if close else ""
             raise ConfigError(f"unknown variant {name!r}", hint=f"{meant}Known: {', '.join(known)}")
     return [v for n, v in known.items() if not names or n in names]
+
+
+def default_variants() -> tuple[list[Variant], dict[str, str]]:
+    """Return the variants to measure where none is named, and why each other one is left out."""
+    reasons = {name: variant.left_out() for name, variant in registered_variants().items()}
+    measured = [v for name, v in registered_variants().items() if reasons[name] is None]
+    return measured, {name: reason for name, reason in reasons.items() if reason is not None}
 
 
 def feature_specs(suite: Suite) -> list[TensorSpec]:
@@ -92,6 +107,22 @@ def add_savedmodel_server(
         parameters["import"] = module
     build.repository.add_python_model(
         model, "tensorflow_model", inputs, OUTPUT_SPECS, parameters, warm_up
+    )
+
+
+def add_onnx_server(build: Build, model: str, dense: onnx.ModelProto) -> None:
+    """Add the Triton model that serves `dense` behind a lookup of the parameter server's."""
+    import onnx
+
+    suite = build.suite
+    onnx.save(dense, build.repository.version_folder(model) / "model.onnx")
+    parameters = {
+        "ps_config_file": str(build.ps_config_file),
+        "hps_model": HPS_MODEL,
+        "tensor_float_32": str(suite.servers.tensor_float_32).lower(),
+    }
+    build.repository.add_python_model(
+        model, "onnx_model", feature_specs(suite), OUTPUT_SPECS, parameters, feature_warm_up(suite)
     )
 
 

@@ -1,0 +1,176 @@
+"""ONNX Runtime as an engine that reads and writes memory by address, on the device it runs on."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import io
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+
+from hpsbench.machine import find_gpus
+
+TENSORRT, CUDA, CPU = (
+    f"{name}ExecutionProvider" for name in ("Tensorrt", "CUDA", "CPU")
+)  # fmt: skip
+#: TensorRT's library of the major version that ONNX Runtime is built for.
+_TENSORRT_LIBRARY = "libnvinfer.so.10"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Buffer:
+    """A tensor in memory of the engine's device; whoever made it keeps it alive."""
+
+    address: int
+    dtype: npt.DTypeLike
+    shape: tuple[int, ...]
+
+    @classmethod
+    def of(cls, array: npt.NDArray[Any]) -> Buffer:
+        """Return the memory of a contiguous array."""
+        return cls(address=array.ctypes.data, dtype=array.dtype, shape=array.shape)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineOptions:
+    """How an engine runs; all but `device` count on a GPU alone.
+
+    `device` is a GPU's number, None for the CPU. `stream` is the CUDA stream's handle that work is
+    queued on, None for the engine's own. With `cuda_graphs`, what is bound with a `graph` number is
+    captured when it first runs and replayed from then on.
+    """
+
+    device: int | None = None
+    stream: int | None = None
+    cuda_graphs: bool = False
+    tensor_float_32: bool = True
+    half_precision: bool = False
+
+
+class OnnxEngine:
+    """One model in ONNX Runtime, on TensorRT where it is installed, else CUDA, else the CPU."""
+
+    def __init__(self, model: Path | bytes, options: EngineOptions) -> None:
+        """Load the model. Raises what ONNX Runtime raises for one that it cannot run."""
+        self._options = options
+        session_options = onnxruntime.SessionOptions()
+        session_options.log_severity_level = 3
+        # Threads that wait in a loop would take the cores from the models served beside this one.
+        session_options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        session_options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+        if options.device is not None:
+            with contextlib.redirect_stdout(io.StringIO()):
+                # It prints what it does not find; what is missing then shows in `provider`.
+                onnxruntime.preload_dlls()
+        self._session = onnxruntime.InferenceSession(
+            model if isinstance(model, bytes) else str(model),
+            session_options,
+            providers=_providers(options),
+        )
+        self.inputs = {i.name: i for i in self._session.get_inputs()}
+        self.provider: str = self._session.get_providers()[0]
+        #: Nodes that run on the CPU although the engine is on a GPU; their values are copied.
+        self.fallback_nodes = self._fallback_nodes()
+
+    @property
+    def description(self) -> str:
+        """What runs the model: `ONNX Runtime 1.31.1, CUDA, CUDA graphs`."""
+        parts = [
+            f"ONNX Runtime {onnxruntime.__version__}",
+            self.provider.removesuffix("ExecutionProvider"),
+        ]
+        if self.uses_cuda_graphs:
+            parts.append("CUDA graphs")
+        if self.fallback_nodes:
+            parts.append(f"on the CPU: {' '.join(self.fallback_nodes)}")
+        return ", ".join(parts)
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.provider != CPU
+
+    @property
+    def uses_cuda_graphs(self) -> bool:
+        return self.on_gpu and self._options.cuda_graphs
+
+    def bind(
+        self,
+        inputs: Mapping[str, Buffer],
+        outputs: Mapping[str, Buffer],
+        *,
+        graph: int | None = None,
+    ) -> Callable[[], None]:
+        """Return a function that runs the model from and to these buffers, as often as called.
+
+        On a GPU it returns as soon as the work is queued. `graph` numbers the CUDA graph of these
+        buffers and shapes, where graphs are on.
+        """
+        binding = self._session.io_binding()
+        device = ("cuda", self._options.device or 0) if self.on_gpu else ("cpu", 0)
+        for bind, buffers in ((binding.bind_input, inputs), (binding.bind_output, outputs)):
+            for name, b in buffers.items():
+                bind(name, *device, np.dtype(b.dtype).type, b.shape, b.address)
+        options = onnxruntime.RunOptions()
+        if self.on_gpu:
+            options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+        if self.uses_cuda_graphs:
+            options.add_run_config_entry("gpu_graph_id", str(-1 if graph is None else graph))
+        return lambda: self._session.run_with_iobinding(binding, options)
+
+    def run(
+        self, inputs: Mapping[str, npt.NDArray[Any]], outputs: Sequence[str] | None = None
+    ) -> dict[str, npt.NDArray[Any]]:
+        """Return outputs, all or those named, of arrays in host memory."""
+        names = list(outputs or [o.name for o in self._session.get_outputs()])
+        return dict(zip(names, self._session.run(names, dict(inputs)), strict=True))
+
+    def _fallback_nodes(self) -> tuple[str, ...]:
+        if not self.on_gpu:
+            return ()
+        return tuple(
+            node.name or node.op_type
+            for part in self._session.get_provider_graph_assignment_info()
+            if part.ep_name == CPU
+            for node in part.get_nodes()
+        )
+
+
+def _providers(options: EngineOptions) -> list[tuple[str, dict[str, str]]]:
+    """Return the providers to try in turn, with their options."""
+    if options.device is None or not find_gpus():
+        return [(CPU, {})]
+    device = {"device_id": str(options.device)}
+    if options.stream is not None:
+        device["user_compute_stream"] = str(options.stream)
+    tensorrt = {
+        **device,
+        "trt_fp16_enable": str(int(options.half_precision)),
+        "trt_cuda_graph_enable": str(int(options.cuda_graphs)),
+    }
+    cuda = {
+        **device,
+        "use_tf32": str(int(options.tensor_float_32)),
+        "enable_cuda_graph": str(int(options.cuda_graphs)),
+        # The arena would else double with each batch size that is larger than the last.
+        "arena_extend_strategy": "kSameAsRequested",
+    }
+    installed = onnxruntime.get_available_providers()
+    wanted = [(CUDA, cuda), (CPU, {})]
+    if _has_tensorrt():
+        wanted.insert(0, (TENSORRT, tensorrt))
+    return [(name, settings) for name, settings in wanted if name in installed]
+
+
+def _has_tensorrt() -> bool:
+    # ONNX Runtime names the provider whether or not TensorRT itself is there.
+    try:
+        ctypes.CDLL(_TENSORRT_LIBRARY)
+    except OSError:
+        return False
+    return True

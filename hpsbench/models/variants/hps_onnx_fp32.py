@@ -1,0 +1,22 @@
+"""The dense part in ONNX Runtime, behind the parameter server's lookup, in float32."""
+
+from __future__ import annotations
+
+from hpsbench.models.build import Build
+from hpsbench.models.variants import Variant, add_onnx_server
+
+NAME = "hps_onnx_fp32"
+
+
+def export(build: Build) -> None:
+    add_onnx_server(build, NAME, build.dense_onnx)
+
+
+VARIANT = Variant(
+    name=NAME,
+    title="FP32 TRT with HPS",
+    export=export,
+    models=(NAME,),
+    timed_models=(NAME,),
+    order=40,
+)

@@ -75,7 +75,7 @@ class SessionGate:
             self._baselines.here.get(benchmark),
             self._suite.gate,
             workload=self._run.workload,
-            under_test=self._run.under_test,
+            under_test={**self._run.under_test, **measurement.under_test},
             machine=self._baselines.machine,
             elsewhere=self._baselines.elsewhere.get(benchmark, ()),
         )

@@ -63,7 +63,8 @@ class Measurement:
     """Everything measured of one benchmark in one session; `invalid` says why it must not count.
 
     `interleaved_with` names all the others that were asked in turn with it: who else runs on a
-    machine is part of what was measured. A launch without one answered request is left out.
+    machine is part of what was measured. `engine` is what ran the variant, where its server tells;
+    more than one where launches differed. A launch without one answered request is left out.
     """
 
     benchmark: str
@@ -73,6 +74,12 @@ class Measurement:
     launches: tuple[LaunchMeasurement, ...]
     invalid: str | None = None
     interleaved_with: tuple[str, ...] = ()
+    engine: str | None = None
+
+    @property
+    def under_test(self) -> dict[str, str]:
+        """What this benchmark adds to the versions and settings of its session."""
+        return {} if self.engine is None else {"engine": self.engine}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +94,7 @@ class Observation:
     launch: LaunchMeasurement | None
     problem: str | None
     interleaved_with: tuple[str, ...]
+    engine: str | None = None
 
 
 def observe(
@@ -115,6 +123,7 @@ def observe(
         launch=_launch(number, own, base, telemetry),
         problem=f"launch {number}: {told[0]}" if told else None,
         interleaved_with=tuple(name for name in run if name != variant),
+        engine=own.engine,
     )
 
 
@@ -128,6 +137,7 @@ def assemble(
 ) -> Measurement:
     """Return the measurement of one benchmark from its launches; the first problem is told."""
     others = dict.fromkeys(name for o in observations for name in o.interleaved_with)
+    engines = dict.fromkeys(o.engine for o in observations if o.engine is not None)
     return Measurement(
         benchmark=benchmark,
         variant=variant,
@@ -136,6 +146,7 @@ def assemble(
         launches=tuple(o.launch for o in observations if o.launch is not None),
         invalid=next((o.problem for o in observations if o.problem is not None), None),
         interleaved_with=tuple(others),
+        engine=" or ".join(engines) or None,
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from hpsbench.config import Suite, environment
 from hpsbench.errors import BenchError
 from hpsbench.machine import find_gpus, this_machine
 from hpsbench.measurements import Measurement
+from hpsbench.models.variants import default_variants
 from hpsbench.options import BenchOptions, add_options, resolve_options
 from hpsbench.report import files, html, markdown, terminal
 from hpsbench.report.contents import earlier_runs, gather
@@ -126,6 +127,14 @@ def pytest_deselected(items: list[pytest.Item]) -> None:
     for item in items:
         if _is_gated(item) and not item.get_closest_marker("gpu"):
             item.config.stash[_STATE_KEY].narrowed = True
+
+
+def pytest_report_collectionfinish(
+    config: pytest.Config, items: Sequence[pytest.Item]
+) -> list[str]:
+    if config.stash[OPTIONS_KEY].variants or not any(map(_is_gated, items)):
+        return []
+    return [f"not measured: {name}: {reason}" for name, reason in default_variants()[1].items()]
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
@@ -327,6 +336,7 @@ def pytest_terminal_summary(
     terminalreporter.section(f"hpsbench {suite.preset} on {state.run.machine.cls}")
     lines = [
         *terminal.table(state.run, concurrency=suite.load.concurrency, width=width),
+        *terminal.engine_lines(state.run, width=width),
         *terminal.verdict_lines(state.run.verdicts, width=width),
         *terminal.closing_lines(
             state.run,

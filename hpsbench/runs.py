@@ -173,7 +173,7 @@ def _baseline(run: Run, result: Result) -> Baseline:
     stored = BaselineRun(
         run_id=run.run_id,
         recorded_at=run.recorded_at,
-        under_test=run.under_test,
+        under_test={**run.under_test, **m.under_test},
         fingerprint=run.machine.fingerprint,
         interleaved_with=m.interleaved_with,
         launches=launches,

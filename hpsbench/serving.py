@@ -6,7 +6,7 @@ Here models, servers and load meet; each of them knows nothing of the others.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,6 +57,7 @@ class ServedVariants:
     def participants(self, batch_size: int) -> list[Participant]:
         """Return every variant, and the NumPy reference, asked with the same batches."""
         batches = request_batches(self.build.suite, batch_size)
+        engines = self.server.engines()
         served = []
         for variant in self.build.variants:
             client = self.client(variant, batches)
@@ -66,6 +67,7 @@ class ServedVariants:
                     send=client.send,
                     endpoint=self.endpoint(variant),
                     statistics=self.server.statistics,
+                    engine=variant_engine(variant, engines),
                     close=client.close,
                 )
             )
@@ -91,6 +93,12 @@ def served_variants(build: Build, *, log: Path) -> Iterator[ServedVariants]:
     models = [model for variant in build.variants for model in variant.models]
     with running_triton(build.repository.root, models, build.suite.servers, log=log) as server:
         yield ServedVariants(build, server)
+
+
+def variant_engine(variant: Variant, engines: Mapping[str, str]) -> str | None:
+    """Return what runs a variant, of an ensemble all its steps that tell; None where none does."""
+    found = dict.fromkeys(engines[model] for model in variant.timed_models if model in engines)
+    return "; ".join(found) or None
 
 
 def request_batches(suite: Suite, batch_size: int) -> list[Batch]:

@@ -43,13 +43,15 @@ class Participant:
     """Someone who can be asked: `send` makes one request, and raises RequestError if it failed.
 
     One that is served has an `endpoint`, and `statistics` that reads a model's counters by name;
-    one that computes in this process has neither. `close` is called when it is asked no more.
+    one that computes in this process has neither. `engine` is what runs it, where it tells.
+    `close` is called when it is asked no more.
     """
 
     name: str
     send: Callable[[], None]
     endpoint: Endpoint | None = None
     statistics: Callable[[str], ModelStatistics] | None = None
+    engine: str | None = None
     close: Callable[[], None] = _nothing
 
     @property
@@ -83,6 +85,7 @@ class ParticipantRun:
     steps: tuple[Mapping[Step, StepCount], ...]
     step_multiplicity: Mapping[Step, int] = field(default_factory=dict)
     gave_up: str | None = None
+    engine: str | None = None
 
     @property
     def records(self) -> Records:
@@ -208,6 +211,7 @@ class _Asked:
             steps=tuple({s: counts[s] for s in steps} for counts in rounds) if steps else (),
             step_multiplicity=Counter(steps),
             gave_up=self.gave_up,
+            engine=self.participant.engine,
         )
 
 

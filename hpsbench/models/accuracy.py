@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -84,7 +84,7 @@ def auc(scores: FloatArray, labels: npt.NDArray[np.bool_]) -> float:
 
 
 def _answers(
-    model: onnx.ModelProto, vectors: npt.NDArray[np.floating], numerical: FloatArray
+    model: onnx.ModelProto, vectors: npt.NDArray[Any], numerical: FloatArray
 ) -> dict[str, FloatArray]:
     engine = OnnxEngine(model.SerializeToString(), EngineOptions())
     numerical_name = next(name for name in engine.inputs if name != VECTORS)

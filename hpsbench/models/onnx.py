@@ -83,7 +83,7 @@ def with_every_value(model: onnx.ModelProto) -> onnx.ModelProto:
 
 def producer(model: onnx.ModelProto, value: str) -> str:
     """Return the name of the node that computes `value`."""
-    return next(node.name for node in model.graph.node if value in node.output)
+    return str(next(node.name for node in model.graph.node if value in node.output))
 
 
 def _name_batch_dimension(model: onnx.ModelProto) -> None:

@@ -75,6 +75,22 @@ def table(run: Run, *, concurrency: int, width: int) -> list[Line]:
     return lines
 
 
+def engine_lines(run: Run, *, width: int) -> list[Line]:
+    """Return what ran the variants, a line for each engine; none where no server told."""
+    variants: dict[str, dict[str, None]] = {}
+    for measured in (result.measurement for result in run.results):
+        if measured.engine is not None:
+            variants.setdefault(measured.engine, {})[measured.variant] = None
+    if not variants:
+        return []
+    texts = [f"{engine}: {', '.join(names)}" for engine, names in variants.items()]
+    lines = [
+        _wrapped(text, first="served by  " if not i else " " * 11, width=width)
+        for i, text in enumerate(texts)
+    ]
+    return [*(line for wrapped in lines for line in wrapped), Line()]
+
+
 def verdict_lines(verdicts: Sequence[Verdict], *, width: int) -> list[Line]:
     """Return the verdicts, worst first; what several share is said once, and so is a hint."""
     ordered = sorted(verdicts, key=lambda v: (_ORDER.index(v.outcome), _natural(v.benchmark)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from hpsbench.servers import http
 
 #: The metric by which our models tell what runs them.
 ENGINE_METRIC = "hpsbench_engine"
+_ENGINE = re.compile(rf'{ENGINE_METRIC}\{{(?=.*model="([^"]*)").*engine="([^"]*)"')
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +95,12 @@ def read_metrics(metrics_address: str) -> dict[str, float]:
             hint="start triton with --allow-metrics=true",
         )
     return parse_metrics(body.decode())
+
+
+def engines(metrics: Mapping[str, float]) -> dict[str, str]:
+    """Return what runs each model, by its name, of those that tell."""
+    found = (_ENGINE.match(name) for name in metrics)
+    return {match[1]: match[2] for match in found if match}
 
 
 def parse_metrics(text: str) -> dict[str, float]:

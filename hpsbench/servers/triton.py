@@ -15,7 +15,12 @@ from hpsbench.servers.endpoint import Endpoint
 from hpsbench.servers.installation import find_triton
 from hpsbench.servers.launch import STOP_GRACE_S, died, launch
 from hpsbench.servers.process import ChildProcess
-from hpsbench.servers.statistics import ModelStatistics, read_metrics, read_statistics
+from hpsbench.servers.statistics import (
+    ModelStatistics,
+    engines,
+    read_metrics,
+    read_statistics,
+)
 
 
 class TritonServer:
@@ -98,6 +103,10 @@ class TritonServer:
         except ServerError:
             self.check_alive()
             raise
+
+    def engines(self) -> dict[str, str]:
+        """Return what runs each model (`ONNX Runtime 1.32.0, CPU`), of those that tell."""
+        return engines(self.server_metrics())
 
     def is_alive(self) -> bool:
         """Return whether the process runs; for somebody else's, whether it answers."""

@@ -16,7 +16,10 @@ from hpsbench.hps.lookup import ModelTables, open_model
 from hpsbench.models.onnx_engine import Buffer, EngineOptions, OnnxEngine
 from hpsbench.servers.backend.engine_metric import EngineMetric
 
-_DTYPES = {"tensor(float)": np.dtype(np.float32), "tensor(float16)": np.dtype(np.float16)}
+_DTYPES: dict[str, type[np.floating[Any]]] = {
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+}
 
 
 class TritonPythonModel:

@@ -15,6 +15,8 @@ import numpy as np
 import tensorflow as tf
 import triton_python_backend_utils as pb_utils
 
+from hpsbench.servers.backend.engine_metric import EngineMetric
+
 
 class TritonPythonModel:
     """Runs the `serving_default` signature on each request, inputs and outputs by their names.
@@ -38,6 +40,7 @@ class TritonPythonModel:
         # Kept: the function does not hold the variables that it reads.
         self._loaded = tf.saved_model.load(str(folder / "model.savedmodel"))
         self._serve = self._loaded.signatures["serving_default"]
+        self._metric = EngineMetric(arguments["model_name"], _description())
         self._inputs = [i["name"] for i in config["input"]]
         self._outputs = [o["name"] for o in config["output"]]
 
@@ -59,3 +62,8 @@ class TritonPythonModel:
         except tf.errors.OpError as error:
             return pb_utils.InferenceResponse(error=pb_utils.TritonError(error.message))
         return pb_utils.InferenceResponse(tensors)
+
+
+def _description() -> str:
+    device = "GPU" if tf.config.list_physical_devices("GPU") else "CPU"
+    return f"TensorFlow {tf.__version__}, {device}"

@@ -189,9 +189,10 @@ def needed_memory_bytes(suite: Suite) -> int:
     """Return the bytes that a run holds at its widest.
 
     That is the rows twice (as TensorFlow's variable, and mapped from the page cache for the
-    parameter server), the parameter server's index, and the processes that import TensorFlow.
+    parameter server; with a GPU once more, for the variant that keeps its variable on the host),
+    the parameter server's index, and the processes that import TensorFlow.
     """
-    rows = 2 * suite.tables.num_bytes
+    rows = (3 if find_gpus() else 2) * suite.tables.num_bytes
     index = INDEX_BYTES_PER_ROW * suite.tables.num_embeddings
     return rows + index + TENSORFLOW_PROCESSES * TENSORFLOW_PROCESS_BYTES
 

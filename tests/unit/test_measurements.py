@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -167,3 +168,14 @@ def test_a_launch_without_an_answer_is_left_out() -> None:
     without_reference = measured([FINE, run("native_tf", records([], failed=5))])
     assert without_reference.launches == ()
     assert without_reference.invalid is not None
+
+
+def test_what_ran_a_variant_is_said_once_and_each_where_launches_differ() -> None:
+    def launch(engine: str | None) -> list[ParticipantRun]:
+        return [replace(run("hps_tf", records([100, 100])), engine=engine), REFERENCE]
+
+    assert measured(launch(None)).engine is None
+    assert measured(launch(None)).under_test == {}
+    same = measured(launch("TensorFlow, GPU"), launch("TensorFlow, GPU"))
+    assert same.under_test == {"engine": "TensorFlow, GPU"}
+    assert measured(launch("CUDA"), launch("CPU")).engine == "CUDA or CPU"

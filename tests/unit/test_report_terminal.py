@@ -20,6 +20,7 @@ from hpsbench.report.terminal import (
     Line,
     ProgressLine,
     closing_lines,
+    engine_lines,
     progress_text,
     table,
     verdict_lines,
@@ -100,6 +101,23 @@ def test_what_was_not_measured_is_a_dash() -> None:
         measurement("native_tf", 64, launches=(), invalid="Triton died"),
     )
     compare("table_with_gaps.txt", texts(table(run, concurrency=1, width=80), 80))
+
+
+def test_what_served_each_variant_stands_below_the_table() -> None:
+    assert engine_lines(full_run(), width=80) == []
+    engines = {"native_tf": "TensorFlow 2.21.0, CPU", "hps_tf": "TensorFlow 2.21.0, CPU"}
+    run = full_run()
+    results = [
+        dataclasses.replace(r, measurement=dataclasses.replace(r.measurement, engine=engine))
+        for r in run.results
+        for engine in [engines.get(r.measurement.variant, "ONNX Runtime 1.32.0, CPU")]
+    ]
+    lines = engine_lines(dataclasses.replace(run, results=tuple(results)), width=80)
+    assert texts(lines, 80) == [
+        "served by  TensorFlow 2.21.0, CPU: native_tf, hps_tf",
+        "           ONNX Runtime 1.32.0, CPU: hps_ensemble",
+        "",
+    ]
 
 
 @pytest.mark.parametrize("width", [80, 120])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import subprocess
 from pathlib import Path
@@ -69,6 +70,12 @@ def test_a_baseline_keeps_ratios_per_launch_and_who_was_asked_in_turn() -> None:
     assert baseline.runs[0].interleaved_with == ("native_tf",)
     assert baseline.machine == MACHINE.cls
     assert baseline.runs[0].under_test["tensorflow"] == "2.21.0"
+
+
+def test_what_ran_a_benchmark_is_kept_with_its_baseline() -> None:
+    measured = dataclasses.replace(measurement(), engine="ONNX Runtime 1.32.0, CPU")
+    (baseline,) = runs.baselines_of(run_of(measured))
+    assert baseline.runs[0].under_test["engine"] == "ONNX Runtime 1.32.0, CPU"
 
 
 def test_runs_of_one_benchmark_are_joined() -> None:

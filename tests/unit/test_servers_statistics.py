@@ -15,6 +15,7 @@ from hpsbench.servers import http
 from hpsbench.servers.attach import attach, parse_url
 from hpsbench.servers.statistics import (
     ModelStatistics,
+    engines,
     parse_metrics,
     parse_statistics,
     read_metrics,
@@ -185,3 +186,15 @@ def test_host_and_port_of_a_url(url: str, parsed: tuple[str, int]) -> None:
 def test_another_kind_of_url_is_refused(url: str) -> None:
     with pytest.raises(ConfigError, match="must be bundled, system or http://HOST:PORT"):
         parse_url(url)
+
+
+def test_models_tell_what_runs_them_in_a_metric() -> None:
+    text = (
+        'hpsbench_engine{engine="ONNX Runtime 1.32.0, CPU",model="a"} 1\n'
+        'hpsbench_engine{model="b",engine="TensorFlow 2.21.0, GPU"} 1\n'
+        'nv_inference_count{model="c"} 3\n'
+    )
+    assert engines(parse_metrics(text)) == {
+        "a": "ONNX Runtime 1.32.0, CPU",
+        "b": "TensorFlow 2.21.0, GPU",
+    }

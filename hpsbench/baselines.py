@@ -18,9 +18,11 @@ import filelock
 
 from hpsbench import storage
 from hpsbench.errors import BaselineError
+from hpsbench.stages import StageProfile
 from hpsbench.workload import Workload
 
-SCHEMA_VERSION = 1
+#: 2 added `stages`; files of version 1 are read as before.
+SCHEMA_VERSION = 2
 RESTORE_HINT = "restore the file from git, or delete it and run `hpsbench baseline update`"
 LOCK_NAME = ".lock"
 #: Holds what others published (`hpsbench.published`), and is no class of machine.
@@ -47,7 +49,8 @@ class BaselineLaunch:
 class BaselineRun:
     """One session; `under_test` names the versions and settings that produced the figures.
 
-    `interleaved_with` are the participants that were asked in turn with the benchmark's variant.
+    `interleaved_with` are the participants that were asked in turn with the benchmark's variant,
+    and `stages` the mean of the launches' traced requests, None where they were not traced.
     """
 
     run_id: str
@@ -56,6 +59,7 @@ class BaselineRun:
     fingerprint: Mapping[str, str]
     interleaved_with: tuple[str, ...]
     launches: tuple[BaselineLaunch, ...]
+    stages: StageProfile | None = None
 
     def __post_init__(self) -> None:
         if not self.launches:

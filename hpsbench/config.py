@@ -83,7 +83,7 @@ class LoadConfig:
 
     A launch is one fresh server. In each, every batch size is measured in `rounds` rounds, whose
     requests alternate between the variants; `measure_s` bounds the time and `min_requests` the
-    number from below.
+    number from below. For `traced_s` more they are asked with the server's traces on.
     """
 
     batch_sizes: tuple[int, ...]
@@ -96,6 +96,7 @@ class LoadConfig:
     warmup_requests: int = 5
     min_requests: int = 20
     measure_s: float = 2.0
+    traced_s: float = 0.5
     seed: int = 20230331
 
     def __post_init__(self) -> None:
@@ -116,6 +117,7 @@ class LoadConfig:
         _require(
             self.warmup_requests >= 0, "load.warmup_requests", self.warmup_requests, "0 or more"
         )
+        _require(self.traced_s >= 0, "load.traced_s", self.traced_s, "0 or more")
         for name in ("measure_s", "zipf_alpha"):
             _require(getattr(self, name) > 0, f"load.{name}", getattr(self, name), "positive")
 

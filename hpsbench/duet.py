@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from hpsbench import stats
+from hpsbench.attribution import attribute_side_by_side, in_words
+from hpsbench.stages import StageProfile, mean_profile
 from hpsbench.verdict import P50_NOISE_THRESHOLD, Outcome, Verdict
 
 BASELINE = "baseline"
@@ -61,10 +63,15 @@ class DuetPolicy:
 
 @dataclass(frozen=True, kw_only=True)
 class DuetLaunch:
-    """The nanoseconds of the answered requests of one fresh pair; raises ValueError for none."""
+    """The nanoseconds of the answered requests of one fresh pair; raises ValueError for none.
+
+    The stages are of a traced pass afterwards, None without one.
+    """
 
     baseline_ns: tuple[int, ...]
     candidate_ns: tuple[int, ...]
+    baseline_stages: StageProfile | None = None
+    candidate_stages: StageProfile | None = None
 
     def __post_init__(self) -> None:
         if not self.baseline_ns or not self.candidate_ns:
@@ -115,7 +122,8 @@ def needs_confirmation(first: DuetSession, policy: DuetPolicy) -> bool:
 def judge_duet(sessions: Sequence[DuetSession], policy: DuetPolicy, *, name: str) -> Verdict:
     """Return the verdict on `name` from one session, or from two where the first needed it.
 
-    Raises ValueError unless there are one or two, as `needs_confirmation` says.
+    A change is followed by the stage that made it, where both sides were traced. Raises ValueError
+    unless there are one or two, as `needs_confirmation` says.
     """
     both = pooled(sessions)
     if both.invalid is not None or not both.launches:
@@ -135,7 +143,7 @@ def judge_duet(sessions: Sequence[DuetSession], policy: DuetPolicy, *, name: str
     return Verdict(
         outcome=outcome,
         benchmark=name,
-        text=_text(name, sessions, both, policy, outcomes),
+        text=_text(name, sessions, both, policy, outcomes) + _moved(both, outcome),
         hint=HINTS.get(outcome, ""),
         change=math.expm1(both.shift(10)),
         limit=policy.limit_p10,
@@ -188,6 +196,17 @@ def _text(
     )
     doubt = "; the second session did not confirm the first" if unconfirmed else ""
     return f"{name}: {', '.join(parts)}; {counted}{doubt}"
+
+
+def _moved(both: DuetSession, outcome: Outcome) -> str:
+    if outcome not in (Outcome.REGRESSED, Outcome.IMPROVED):
+        return ""
+    traced = [(ln.baseline_stages, ln.candidate_stages) for ln in both.launches]
+    before = mean_profile([b for b, c in traced if b is not None and c is not None])
+    after = mean_profile([c for b, c in traced if b is not None and c is not None])
+    if before is None or after is None:
+        return ""
+    return f"; {in_words(attribute_side_by_side(before, after), math.expm1(both.shift(10)))}"
 
 
 def _in_words(change: float) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hpsbench.duet import (
     BASELINE,
@@ -19,9 +19,13 @@ from hpsbench.errors import ServerDied
 from hpsbench.load.interleaved import Interleaved, ParticipantRun
 from hpsbench.measurements import measure
 from hpsbench.session import Launch, run_batch_size
+from hpsbench.stages import profile
 
 #: A fresh pair of servers, of the launch with this number (from 1), as long as the context lasts.
 Pair = Callable[[int], AbstractContextManager[Launch]]
+
+#: Traced pairs of requests in each launch of a confirming session.
+TRACED = 50
 
 # A duet counts requests, so the time that the loop would fill beyond them is none.
 _NO_TIME_S = 1e-9
@@ -92,7 +96,17 @@ def _run_session(
         try:
             with pair((session - 1) * policy.launches + number) as launched:
                 begun_ns = clock_ns()
-                runs.append(run_batch_size(loop, launched, (BASELINE, CANDIDATE), batch_size))
+                # Where the time goes is asked only once there is a change to explain.
+                traced = replace(loop, min_requests=TRACED, max_requests=TRACED)
+                runs.append(
+                    run_batch_size(
+                        loop,
+                        launched,
+                        (BASELINE, CANDIDATE),
+                        batch_size,
+                        traced=traced if session > 1 else None,
+                    )
+                )
                 took_s = (clock_ns() - begun_ns) / 1e9
         except ServerDied as dead:
             return _invalid(session, launches, f"launch {number}: {dead.problem}")
@@ -125,7 +139,18 @@ def _problem(
 
 
 def _launch(run: Mapping[str, ParticipantRun]) -> DuetLaunch:
+    baseline, candidate = run[BASELINE], run[CANDIDATE]
+    traced = (
+        None
+        if baseline.traced is None or candidate.traced is None
+        else (
+            profile(baseline.traced, baseline.traced),
+            profile(candidate.traced, baseline.traced),
+        )
+    )
     return DuetLaunch(
-        baseline_ns=tuple(run[BASELINE].records.latencies_ns.tolist()),
-        candidate_ns=tuple(run[CANDIDATE].records.latencies_ns.tolist()),
+        baseline_ns=tuple(baseline.records.latencies_ns.tolist()),
+        candidate_ns=tuple(candidate.records.latencies_ns.tolist()),
+        baseline_stages=None if traced is None else traced[0],
+        candidate_stages=None if traced is None else traced[1],
     )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from hpsbench import stats
 from hpsbench.load.interleaved import ParticipantRun, Step, StepCount
+from hpsbench.stages import StageProfile, mean_profile, profile
 from hpsbench.telemetry import Telemetry
 
 
@@ -33,7 +34,7 @@ class LaunchMeasurement:
 
     `ratio_p10` and `ratio_p50` divide by the reference that ran interleaved on the same server.
     `server` is the mean over the launch, `server_rounds` over each round; None and empty for a
-    participant in this process.
+    participant in this process. `stages` is of a traced pass afterwards, None without one.
     """
 
     launch: int
@@ -48,6 +49,7 @@ class LaunchMeasurement:
     server_rounds: tuple[ServerTimes, ...] = ()
     telemetry: Telemetry | None = None
     """The machine while this variant and those beside it were asked; None where nobody watched."""
+    stages: StageProfile | None = None
 
     @property
     def ratio_p10(self) -> float:
@@ -80,6 +82,11 @@ class Measurement:
     def under_test(self) -> dict[str, str]:
         """What this benchmark adds to the versions and settings of its session."""
         return {} if self.engine is None else {"engine": self.engine}
+
+    @property
+    def stages(self) -> StageProfile | None:
+        """The mean of the launches' stages; None where none was traced."""
+        return mean_profile([c.stages for c in self.launches if c.stages is not None])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,6 +217,9 @@ def _launch(
         server=server,
         server_rounds=server_rounds,
         telemetry=telemetry,
+        stages=None
+        if own.traced is None or base.traced is None
+        else profile(own.traced, base.traced),
     )
 
 

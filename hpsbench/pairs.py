@@ -121,6 +121,7 @@ class ServedPair:
             send=client.send,
             endpoint=endpoint,
             statistics=server.statistics,
+            tracing=server.tracing(),
             close=client.close,
         )
 

@@ -21,7 +21,8 @@ from hpsbench.measurements import Measurement
 from hpsbench.verdict import Verdict
 from hpsbench.workload import Workload, subject_settings, workload_of
 
-SCHEMA_VERSION = 1
+#: 2 added `stages`; files of version 1 are read as before.
+SCHEMA_VERSION = 2
 FOLDER = Path(".hpsbench") / "runs"
 
 
@@ -177,6 +178,7 @@ def _baseline(run: Run, result: Result) -> Baseline:
         fingerprint=run.machine.fingerprint,
         interleaved_with=m.interleaved_with,
         launches=launches,
+        stages=m.stages,
     )
     return Baseline(
         benchmark=m.benchmark,

@@ -58,6 +58,7 @@ class ServedVariants:
         """Return every variant, and the NumPy reference, asked with the same batches."""
         batches = request_batches(self.build.suite, batch_size)
         engines = self.server.engines()
+        tracing = self.server.tracing()
         served = []
         for variant in self.build.variants:
             client = self.client(variant, batches)
@@ -68,6 +69,7 @@ class ServedVariants:
                     endpoint=self.endpoint(variant),
                     statistics=self.server.statistics,
                     engine=variant_engine(variant, engines),
+                    tracing=tracing,
                     close=client.close,
                 )
             )

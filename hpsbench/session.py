@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, TypeAlias
 
 from hpsbench.config import LoadConfig, Suite
 from hpsbench.errors import ConfigError
 from hpsbench.load.interleaved import Interleaved, Participant, ParticipantRun
+from hpsbench.load.traced import run_traced
 from hpsbench.measurements import Measurement, Observation, assemble, observe
 from hpsbench.telemetry import Telemetry, Watch, unwatched
 
@@ -18,6 +19,10 @@ from hpsbench.telemetry import Telemetry, Watch, unwatched
 NATIVE_TF = "native_tf"
 #: The DLRM that runs inside this process, which `NATIVE_TF` itself is compared with.
 NUMPY = "numpy"
+
+#: Traced requests of a variant, batch size and launch: at least (where `load.min_requests` is not
+#: less), and at most.
+TRACED_REQUESTS = (10, 200)
 
 #: Which benchmarks to measure: their ids, by variant and batch size.
 Plan: TypeAlias = Mapping[tuple[str, int], str]
@@ -121,7 +126,8 @@ def run_session(
                     sleep=sleep,
                 )
                 with watch() as watched:
-                    run = run_batch_size(loop, launched, needed(plan, size), size)
+                    names, traced = needed(plan, size), _traced(loop, load)
+                    run = run_batch_size(loop, launched, names, size, traced=traced)
                 part = _part(load, plan, number, size, run, watched.telemetry)
                 parts[number, size] = part
                 on_part(part)
@@ -178,11 +184,30 @@ def _check(load: LoadConfig, plan: Plan) -> None:
         )
 
 
+def _traced(loop: Interleaved, load: LoadConfig) -> Interleaved | None:
+    if not load.traced_s:
+        return None
+    return replace(
+        loop,
+        rounds=1,
+        warmup_requests=1,
+        min_requests=min(load.min_requests, TRACED_REQUESTS[0]),
+        max_requests=TRACED_REQUESTS[1],
+        measure_s=load.traced_s,
+    )
+
+
 def run_batch_size(
-    loop: Interleaved, launched: Launch, names: Sequence[str], batch_size: int
+    loop: Interleaved,
+    launched: Launch,
+    names: Sequence[str],
+    batch_size: int,
+    *,
+    traced: Interleaved | None = None,
 ) -> dict[str, ParticipantRun]:
     """Ask the participants called `names` on one launch, close all, and return their runs by name.
 
+    Afterwards they are asked as `traced` says, if it does, with the traces of their servers on.
     Raises ConfigError where the launch lacks one of them, and ServerDied once a server is dead.
     """
     offered = {p.name: p for p in launched.participants(batch_size)}
@@ -194,7 +219,12 @@ def run_batch_size(
                 f"only {', '.join(offered) or 'nothing'} was launched",
                 hint="launch every variant of the plan, and what each is compared with",
             )
-        return loop.run([offered[name] for name in names], launched.check_alive)
+        asked = [offered[name] for name in names]
+        runs = loop.run(asked, launched.check_alive)
+        if traced is None or any(run.gave_up is not None for run in runs.values()):
+            return runs
+        where = run_traced(traced, asked, launched.check_alive)
+        return {name: replace(run, traced=where.get(name)) for name, run in runs.items()}
     finally:
         for participant in offered.values():
             participant.close()

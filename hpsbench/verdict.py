@@ -21,9 +21,11 @@ from statistics import fmean, variance
 
 from scipy.special import stdtrit
 
+from hpsbench.attribution import attribute, in_words
 from hpsbench.baselines import Baseline
 from hpsbench.config import GateConfig
 from hpsbench.measurements import Measurement
+from hpsbench.stages import mean_profile
 from hpsbench.workload import Workload, changes
 
 #: Standard deviation of the log ratio between sessions before any was seen: p10, p50.
@@ -201,7 +203,9 @@ def judge(
     return Verdict(
         outcome=outcome,
         benchmark=name,
-        text=_text(candidate, baseline, policy, p10, p50) + _since(candidate, baseline, under_test),
+        text=_text(candidate, baseline, policy, p10, p50)
+        + _moved(candidate, baseline, outcome, p10)
+        + _since(candidate, baseline, under_test),
         hint=BLIND_HINT if blind else HINTS.get(outcome, ""),
         change=math.expm1(p10.value),
         low=math.expm1(p10.value - p10.margin),
@@ -285,6 +289,17 @@ def _text(
         f"{len(candidate.launches)} launches against {baseline.num_launches} in "
         f"{runs} run{'s' if runs > 1 else ''} of {baseline.recorded_at[:10]}"
     )
+
+
+def _moved(candidate: Measurement, baseline: Baseline, outcome: Outcome, p10: Change) -> str:
+    """Return which stage made the difference, where there is one and both were traced."""
+    if outcome not in (Outcome.REGRESSED, Outcome.IMPROVED):
+        return ""
+    before = mean_profile([run.stages for run in baseline.runs if run.stages is not None])
+    after = candidate.stages
+    if before is None or after is None:
+        return ""
+    return f"; {in_words(attribute(before, after), math.expm1(p10.value))}"
 
 
 def _urgency(outcome: Outcome) -> int:

@@ -16,10 +16,11 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from hpsbench.errors import RequestError
-from hpsbench.load.records import Recorder, Records
+from hpsbench.load.records import Recorder, Records, TracedRequests
 from hpsbench.load.schedule import random_orders, repetitions_for, split_rounds
 from hpsbench.servers.endpoint import Endpoint
 from hpsbench.servers.statistics import ModelStatistics
+from hpsbench.servers.traces import Tracing
 
 #: A participant that fails this often in a row is asked no more.
 GIVE_UP_AFTER = 5
@@ -44,7 +45,8 @@ class Participant:
 
     One that is served has an `endpoint`, and `statistics` that reads a model's counters by name;
     one that computes in this process has neither. `engine` is what runs it, where it tells.
-    `close` is called when it is asked no more.
+    `tracing` turns its server's traces on and off, None where there are none to read. `close` is
+    called when it is asked no more.
     """
 
     name: str
@@ -52,6 +54,7 @@ class Participant:
     endpoint: Endpoint | None = None
     statistics: Callable[[str], ModelStatistics] | None = None
     engine: str | None = None
+    tracing: Tracing | None = None
     close: Callable[[], None] = _nothing
 
     @property
@@ -77,7 +80,8 @@ class StepCount:
 class ParticipantRun:
     """What was recorded of one participant: per round its requests, and the steps it went through.
 
-    `gave_up` says why it was not asked to the end.
+    `gave_up` says why it was not asked to the end, and `traced` holds the requests of a pass of its
+    own, if there was one.
     """
 
     name: str
@@ -86,6 +90,7 @@ class ParticipantRun:
     step_multiplicity: Mapping[Step, int] = field(default_factory=dict)
     gave_up: str | None = None
     engine: str | None = None
+    traced: TracedRequests | None = None
 
     @property
     def records(self) -> Records:

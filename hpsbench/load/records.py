@@ -72,6 +72,18 @@ class Records:
         return recorder.records()
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TracedRequests:
+    """Answered requests of one participant, int64[n] nanoseconds, and where each one's went.
+
+    `stages_ns` is int64[n, stages], whose rows add up to `latencies_ns`, in the order of
+    `hpsbench.servers.traces.STAGES`; None where nothing was traced.
+    """
+
+    latencies_ns: Nanoseconds
+    stages_ns: Nanoseconds | None
+
+
 @dataclass
 class Recorder:
     """Collects requests one by one, cheaply enough to do so between two of them."""

@@ -15,7 +15,7 @@ from pathlib import Path
 from hpsbench.errors import ServerDied, ServerError, ServerNotReady
 from hpsbench.servers import http
 from hpsbench.servers.installation import Installation
-from hpsbench.servers.process import ChildProcess, Command
+from hpsbench.servers.process import SCRATCH, ChildProcess, Command
 
 LOOPBACK = "127.0.0.1"
 #: How long Triton waits for requests and models after SIGTERM, and how long we wait for Triton.
@@ -157,6 +157,9 @@ def server_arguments(
         "--strict-readiness=true",
         f"--exit-timeout-secs={EXIT_TIMEOUT_S}",
         f"--backend-config=python,shm-region-prefix-name={name}",
+        # Off until `traces.Tracing` turns it on; the file alone cannot be set at run time.
+        "--trace-config=level=OFF",
+        f"--trace-config=triton,file={SCRATCH}/trace.json",
         *[
             argument
             for service, port in services

@@ -21,6 +21,7 @@ from hpsbench.servers.statistics import (
     read_metrics,
     read_statistics,
 )
+from hpsbench.servers.traces import Tracing, find_tracing
 
 
 class TritonServer:
@@ -90,6 +91,14 @@ class TritonServer:
         """Return a model's cumulative counters. Raises ServerDied or ServerError."""
         try:
             return read_statistics(self.http, model)
+        except ServerError:
+            self.check_alive()
+            raise
+
+    def tracing(self) -> Tracing | None:
+        """Return how to trace requests, None where it cannot be done. Raises as `statistics`."""
+        try:
+            return find_tracing(self.http)
         except ServerError:
             self.check_alive()
             raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,42 @@ def test_only_a_slower_model_regresses(
     assert (code == 1) == regresses, out
     assert ("\nREGRESSED worker: " in out) == regresses
     assert (tmp_path / ".hpsbench" / "compare-baseline.log").stat().st_size > 0
+
+
+#: How a change gets into a stage, and how the verdict then calls that stage.
+MOVED = {
+    "infer": ("model.py", "x = pb_utils", "__import__('time').sleep(0.002); x = pb_utils"),
+    # Triton holds a batching model's request back, hoping for others.
+    "queue": (
+        "config.pbtxt",
+        'backend: "python"',
+        'backend: "python"\ndynamic_batching { max_queue_delay_microseconds: 2000 }',
+    ),
+}
+
+
+@pytest.mark.parametrize("stage", MOVED)
+def test_a_regression_names_the_stage_that_moved(
+    stage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    baseline, candidate = repository(tmp_path / "old", 40), repository(tmp_path / "new", 40)
+    for side in ("old", "new"):
+        model = tmp_path / side / "worker" / "1" / "model.py"
+        text = model.read_text().replace("[-1, 4]", "[4]").replace("size(0)", "size(8)")
+        model.write_text(text)
+    name, before, after = MOVED[stage]
+    (changed,) = (tmp_path / "new").rglob(name)
+    changed.write_text(changed.read_text().replace(before, after))
+    sides = ("--baseline", baseline, "--candidate", candidate, "--model", "worker")
+    code = cli.main(["compare", *sides, *FEW])
+    out = capsys.readouterr().out
+    assert code == 1, out
+    # 2 ms and what comes with it, of which this stage has nearly all.
+    found = re.search(rf"; of \+(\d\.\d+) ms, {stage} \+(\d\.\d+) ms \(\+", out)
+    assert found, out
+    whole, moved = map(float, found.groups())
+    assert 1.8 < whole < 3.5
+    assert moved > 0.8 * whole
 
 
 def test_servers_that_run_are_compared_and_go_on(

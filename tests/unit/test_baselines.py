@@ -150,7 +150,9 @@ def test_a_truncated_baseline_is_no_json(tmp_path: Path) -> None:
 
 def test_a_newer_schema_asks_for_an_upgrade(tmp_path: Path) -> None:
     (path,) = baselines.update(tmp_path, [baseline_of(measurement())])
-    newer = path.read_text("utf-8").replace('"schema_version": 1', '"schema_version": 7')
+    newer = path.read_text("utf-8").replace(
+        f'"schema_version": {baselines.SCHEMA_VERSION}', '"schema_version": 7'
+    )
     path.write_text(newer, "utf-8")
     with pytest.raises(BaselineError, match="schema version 7") as caught:
         baselines.load(tmp_path, MACHINE.cls)

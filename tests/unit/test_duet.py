@@ -19,7 +19,11 @@ from hpsbench.duet import (
     needs_confirmation,
     pooled,
 )
+from hpsbench.servers.traces import STAGES
+from hpsbench.stages import StageProfile, StageSummary
 from hpsbench.verdict import Outcome, Verdict
+
+SUMMARY = StageSummary.__dataclass_fields__
 
 POLICY = DuetPolicy(launches=4, pairs=20)
 
@@ -274,3 +278,35 @@ def test_rates_under_the_noise_of_servers_machines_and_neighbours(neighbour: boo
     assert share(0.0, 100) <= 0.01
     assert share(0.05, 40) >= 0.80
     assert share(0.10, 20) >= 0.95
+
+
+def test_a_confirmed_change_names_the_stage_that_differs() -> None:
+    def traced(given: DuetSession, change_us: int) -> DuetSession:
+        sides = [
+            StageProfile(
+                requests=50,
+                reference_ns=1,
+                whole=StageSummary(**dict.fromkeys(SUMMARY, 1000_000)),
+                stages={
+                    stage: StageSummary(
+                        **dict.fromkeys(SUMMARY, 200_000 + (stage == "queue") * moved * 1000)
+                    )
+                    for stage in STAGES
+                },
+            )
+            for moved in (0, change_us)
+        ]
+        launches = (
+            dataclasses.replace(ln, baseline_stages=sides[0], candidate_stages=sides[1])
+            for ln in given.launches
+        )
+        return DuetSession(launches=tuple(launches))
+
+    slower = judge(session(0.06), traced(session(0.06), 60))
+    assert slower.text.endswith("8 launches of 20 pairs; of +0.06 ms, queue +0.06 ms (+30%)")
+    faster = judge(session(-0.06), traced(session(-0.06), -60))
+    assert faster.text.endswith("; of -0.06 ms, queue -0.06 ms (-30%)")
+    assert "queue" not in judge(session(0.06), session(0.06)).text
+    unconfirmed = judge(session(0.06), traced(session(0.0), 60))
+    assert unconfirmed.outcome is not Outcome.REGRESSED
+    assert "queue" not in unconfirmed.text

@@ -23,6 +23,8 @@ ROOMS = (
     ("load",),
     ("stats", "telemetry"),
     ("profiling",),
+    ("stages",),
+    ("attribution",),
     ("measurements",),
     ("session",),
     ("checkpoint",),

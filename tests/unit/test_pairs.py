@@ -97,6 +97,9 @@ class FakeServer:
     def http(self) -> str:
         return f"{self.name}:1"
 
+    def tracing(self) -> None:
+        return None
+
     def stop(self, grace_s: float) -> None:
         assert grace_s == 0
 

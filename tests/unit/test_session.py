@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import pytest
@@ -12,7 +12,9 @@ import pytest
 from hpsbench.config import LoadConfig, Suite, TableConfig
 from hpsbench.errors import ConfigError, RequestError, ServerDied
 from hpsbench.load.interleaved import Participant
-from hpsbench.session import Progress, needed, reference_of, run_session
+from hpsbench.servers.endpoint import Endpoint
+from hpsbench.servers.traces import RequestTrace
+from hpsbench.session import NUMPY, Progress, needed, reference_of, run_session
 
 MS = 1_000_000
 COSTS_MS = {"numpy": 5, "native_tf": 10, "hps_tf": 20, "hps_ensemble": 30, "idle": 1}
@@ -199,3 +201,81 @@ def test_an_empty_plan_and_concurrency_are_refused() -> None:
     suite = dataclasses.replace(SUITE, load=dataclasses.replace(SUITE.load, concurrency=2))
     with pytest.raises(ConfigError, match="concurrency is 2"):
         run_session(suite, PLAN, FakeHost().launch)
+
+
+class FakeTracing:
+    """Knows which requests were made while it was on, and says that all of it was inference."""
+
+    def __init__(self, host: FakeHost) -> None:
+        self.host, self.is_on = host, False
+        self.requests: list[RequestTrace] = []
+
+    @contextmanager
+    def on(self) -> Iterator[None]:
+        self.is_on = True
+        self.requests.clear()
+        yield
+        self.is_on = False
+
+    def read(self, *, at_least: int) -> list[RequestTrace]:
+        assert len(self.requests) >= at_least
+        return self.requests
+
+    def ask(self, model: str, send: Callable[[], None]) -> None:
+        begun = self.host.now_ns
+        send()
+        if self.is_on:
+            step = {
+                "QUEUE_START": begun, "COMPUTE_START": begun, "COMPUTE_INPUT_END": begun,
+                "COMPUTE_OUTPUT_START": self.host.now_ns, "COMPUTE_END": self.host.now_ns,
+            }  # fmt: skip
+            stamps = {"REQUEST_START": begun}
+            self.requests.append(RequestTrace(model=model, timestamps=stamps, steps=(step,)))
+
+
+class TracedHost(FakeHost):
+    """Serves all but the NumPy reference on one server that can be traced."""
+
+    def participants(self, batch_size: int) -> Sequence[Participant]:
+        tracing = FakeTracing(self)
+
+        def traced(plain: Participant) -> Participant:
+            if plain.name == NUMPY:
+                return plain
+            return dataclasses.replace(
+                plain,
+                send=lambda: tracing.ask(plain.name, plain.send),
+                endpoint=Endpoint(
+                    http="h", grpc=None, metrics=None, model=plain.name, timed_models=(plain.name,)
+                ),
+                tracing=tracing,  # type: ignore[arg-type]
+            )
+
+        return [traced(p) for p in super().participants(batch_size)]
+
+
+def test_a_traced_pass_follows_and_does_not_touch_what_is_judged() -> None:
+    host, plain = TracedHost(), FakeHost()
+    measurements, untraced = run(host), run(plain)
+    for key, measurement in measurements.items():
+        variant, size = key
+        for launch, judged in zip(measurement.launches, untraced[key].launches, strict=True):
+            assert launch.latencies_ns == judged.latencies_ns
+            assert judged.stages is None
+            assert launch.stages is not None
+            assert launch.stages.requests >= 10
+            cost_ns = COSTS_MS[variant] * size * MS
+            assert launch.stages.stages["compute_infer"].typical_ns == cost_ns
+            assert launch.stages.whole.typical_ns == cost_ns
+            reference_ns = COSTS_MS[reference_of(variant)] * size * MS
+            assert launch.stages.reference_ns == reference_ns
+    assert host.asked.total() > plain.asked.total()
+    assert not host.open
+
+
+def test_no_time_for_traces_is_no_traced_pass() -> None:
+    host = TracedHost()
+    load = dataclasses.replace(SUITE.load, traced_s=0.0)
+    suite = dataclasses.replace(SUITE, load=load)
+    found = run_session(suite, PLAN, host.launch, clock_ns=host.clock_ns, sleep=host.sleep)
+    assert {m.stages for m in found.values()} == {None}

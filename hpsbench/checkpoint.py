@@ -98,7 +98,8 @@ class Checkpoint:
             session = self._folder / SESSION_FILE
             if not session.exists():
                 _write(session, self._session)
-            _write(self._folder / f"launch-{part.launch}-b{part.batch_size}.json", part)
+            keys = f"-{part.keys}" if part.keys else ""
+            _write(self._folder / f"launch-{part.launch}{keys}-b{part.batch_size}.json", part)
         except OSError as error:
             raise BaselineError(
                 f"cannot keep what was measured in {self._folder}: {error.strerror or error}",
@@ -108,7 +109,7 @@ class Checkpoint:
     def parts(self) -> list[SessionPart]:
         """Return what was kept, by launch. Raises BaselineError for a damaged file."""
         found = [_read(SessionPart, path) for path in self._files()]
-        return sorted(found, key=lambda part: (part.launch, part.batch_size))
+        return sorted(found, key=lambda part: (part.launch, part.batch_size, part.keys))
 
     def discard(self) -> None:
         """Forget the parts: the run that they became is stored."""

@@ -214,7 +214,12 @@ def _diff(given: argparse.Namespace) -> int:
     verdicts = {verdict.benchmark: verdict for run in chosen for verdict in run.verdicts}
     for machine in dict.fromkeys(run.machine.cls for run in chosen):
         found = baselines.load(given.baselines, machine)
-        alike = [(run.preset, run.workload) for run in chosen if run.machine.cls == machine]
+        alike = [
+            (run.preset, workload)
+            for run in chosen
+            if run.machine.cls == machine
+            for workload in (run.workload, *(run.workload_of(r) for r in run.results))
+        ]
         ids = {b.benchmark for b in new}
         here = {
             name: baseline

@@ -88,6 +88,7 @@ class LoadConfig:
 
     batch_sizes: tuple[int, ...]
     keys: str = "repeated"
+    also_keys: tuple[str, ...] = ()
     zipf_alpha: float = 1.05
     protocol: str = "http"
     concurrency: int = 1
@@ -108,6 +109,10 @@ class LoadConfig:
         _require(
             self.keys in KEY_STREAMS, "load.keys", self.keys, "one of " + ", ".join(KEY_STREAMS)
         )
+        _require(
+            set(self.also_keys) <= set(KEY_STREAMS) - {self.keys},
+            "load.also_keys", self.also_keys, f"others of {', '.join(KEY_STREAMS)} than load.keys",
+        )  # fmt: skip
         _require(
             self.protocol in PROTOCOLS, "load.protocol", self.protocol,
             "one of " + ", ".join(PROTOCOLS),
@@ -319,6 +324,10 @@ def _convert(path: str, wanted: Any, value: Any) -> Any:
         if isinstance(value, list) and all(type(v) is int for v in value):
             return tuple(value)
         raise ConfigError(f"{path} is {value!r}", hint="write a list of integers: [32, 256]")
+    if wanted == tuple[str, ...]:
+        if isinstance(value, list) and all(type(v) is str for v in value):
+            return tuple(value)
+        raise ConfigError(f"{path} is {value!r}", hint='write a list of strings: ["zipf"]')
     if type(value) is not wanted:
         raise ConfigError(
             f"{path} is {value!r}, a {type(value).__name__}", hint=f"write a {wanted.__name__}"

@@ -12,6 +12,7 @@ from hpsbench.measurements import Measurement
 from hpsbench.published import PublishedTable
 from hpsbench.runs import Result, Run
 from hpsbench.session import NATIVE_TF
+from hpsbench.workload import Workload, split_row
 
 #: The percentiles of a distribution's curve; what lies beyond them is too few requests to draw.
 PERCENTILES = tuple(range(1, 100))
@@ -60,7 +61,12 @@ def figures_of(run: Run) -> dict[tuple[str, int], Figures]:
 def variants_of(run: Run) -> list[str]:
     """Return a run's variants as measured, the one that the others are divided by first."""
     variants = dict.fromkeys(r.measurement.variant for r in run.results)
-    return sorted(variants, key=lambda v: v != NATIVE_TF)
+    return in_order(variants)
+
+
+def in_order(rows: Iterable[str]) -> list[str]:
+    """Return rows as given, those with the suite's own keys first, and in each native_tf first."""
+    return sorted(rows, key=lambda row: (split_row(row)[1] != "", split_row(row)[0] != NATIVE_TF))
 
 
 def batch_sizes_of(run: Run) -> list[int]:
@@ -69,9 +75,9 @@ def batch_sizes_of(run: Run) -> list[int]:
 
 
 def _ratio(measurement: Measurement) -> float | None:
-    if measurement.variant == NATIVE_TF:
+    if split_row(measurement.variant)[0] == NATIVE_TF:
         return 1.0
-    if measurement.reference != NATIVE_TF:
+    if split_row(measurement.reference)[0] != NATIVE_TF:
         return None
     return typical_ratio([[launch.ratio_p10 for launch in measurement.launches]])
 
@@ -211,16 +217,12 @@ def history(
     They come from the baselines (`stored`) and from those `earlier` runs that were measured on
     the same class of machine, with the same workload and reference.
     """
-    alike = [
-        other
-        for other in (*earlier, run)
-        if (other.machine.cls, other.workload) == (run.machine.cls, run.workload)
-    ]
+    alike = [other for other in (*earlier, run) if other.machine.cls == run.machine.cls]
     points: dict[str, dict[str, HistoryPoint]] = {}
-    references: dict[str, str] = {}
+    measured_as: dict[str, tuple[str, Workload]] = {}
     for result in run.results:
         name = result.measurement.benchmark
-        references[name] = result.measurement.reference
+        measured_as[name] = result.measurement.reference, run.workload_of(result)
         points[name] = {
             session.run_id: HistoryPoint(
                 run_id=session.run_id,
@@ -233,9 +235,12 @@ def history(
             for session in _runs_of(baselines.get(name))
         }
     for other in alike:
-        for m in (r.measurement for r in other.results):
+        for result in other.results:
+            m = result.measurement
             known = points.get(m.benchmark)
-            if known is None or not m.launches or m.reference != references[m.benchmark]:
+            if known is None or not m.launches:
+                continue
+            if (m.reference, other.workload_of(result)) != measured_as[m.benchmark]:
                 continue
             known.setdefault(
                 other.run_id,

@@ -13,6 +13,7 @@ from hpsbench.config import Suite
 from hpsbench.measurements import Measurement
 from hpsbench.runs import Result, Run
 from hpsbench.verdict import Outcome, Verdict, judge, vanished
+from hpsbench.workload import split_row, workload_of
 
 EXIT_PASSED = 0
 EXIT_REGRESSED = 1
@@ -43,7 +44,7 @@ class Selection:
         return (
             self.whole
             and any(_below(baseline.test, prefix) for prefix in self.prefixes)
-            and (self.variants is None or baseline.variant in self.variants)
+            and (self.variants is None or split_row(baseline.variant)[0] in self.variants)
             and (self.batch_sizes is None or baseline.batch_size in self.batch_sizes)
             and baseline.test not in self.failed
         )
@@ -70,27 +71,32 @@ class SessionGate:
     def judge(self, test: str, measurement: Measurement) -> Verdict:
         """Record what `test`, a pytest node, measured, and return the verdict on it."""
         benchmark = measurement.benchmark
+        _, keys = split_row(measurement.variant)
+        workload = workload_of(self._suite, keys) if keys else None
         verdict = judge(
             measurement,
             self._baselines.here.get(benchmark),
             self._suite.gate,
-            workload=self._run.workload,
+            workload=workload or self._run.workload,
             under_test={**self._run.under_test, **measurement.under_test},
             machine=self._baselines.machine,
             elsewhere=self._baselines.elsewhere.get(benchmark, ()),
         )
-        self._results.append(Result(test=test, measurement=measurement, verdict=verdict))
+        self._results.append(
+            Result(test=test, measurement=measurement, verdict=verdict, workload=workload)
+        )
         return verdict
 
     def finish(self, selection: Selection) -> Run:
         """Return the run, with a VANISHED for each baseline that should have been measured."""
         measured = {r.measurement.benchmark for r in self._results}
+        workloads = [workload_of(self._suite, keys) for keys in ("", *self._suite.load.also_keys)]
         missing = (
             baseline
             for name, baseline in sorted(self._baselines.here.items())
             if name not in measured
             and baseline.preset == self._suite.preset
-            and baseline.workload == self._run.workload
+            and baseline.workload in workloads
             and selection.wants(baseline)
         )
         return dataclasses.replace(

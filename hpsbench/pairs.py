@@ -98,8 +98,11 @@ class ServedPair:
     ask: Ask
     request_timeout_s: float
 
-    def participants(self, batch_size: int) -> list[Participant]:
-        """Return both sides, each with an open client; raises ConfigError, RequestError."""
+    def participants(self, batch_size: int, keys: str = "") -> list[Participant]:
+        """Return both sides, each with an open client; raises ConfigError, RequestError.
+
+        What is sent, `ask` says: a pair knows no key streams.
+        """
         served: list[Participant] = []
         try:
             for name in NAMES:

@@ -26,12 +26,13 @@ from hpsbench.options import BenchOptions, add_options, resolve_options
 from hpsbench.report import files, html, markdown, terminal
 from hpsbench.report.contents import earlier_runs, gather
 from hpsbench.report.junit import verdict_properties
-from hpsbench.session import Plan, Progress
+from hpsbench.session import Plan, Progress, phases_of
 from hpsbench.verdict import Verdict
 
 MARKERS = (
     "gpu: needs an NVIDIA GPU; deselected where none is found",
     "server: starts a real Triton server",
+    "left_out(reason): a benchmark that this machine cannot hold; skipped, and named",
 )
 
 
@@ -52,6 +53,7 @@ class _State:
     problem: BenchError | None = None
     checkpoint: Checkpoint | None = None
     num_parts: int = 0
+    left_out: dict[str, list[str]] = field(default_factory=dict)
 
 
 SUITE_KEY = pytest.StashKey[Suite]()
@@ -231,7 +233,7 @@ def open_checkpoint(
         folder, run = options.interrupted_dir, session_gate.run
         sources = Path(checkpoint.__file__).parent
         identity = checkpoint.identity_of(options.suite, plan, run.machine, sources=sources)
-        state.num_parts = options.suite.load.launches * len({size for _, size in plan})
+        state.num_parts = options.suite.load.launches * len(phases_of(plan))
         if options.resume:
             try:
                 state.checkpoint = checkpoint.resumable(folder, identity)
@@ -259,6 +261,15 @@ def open_checkpoint(
         return state.checkpoint
 
     return opened
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    marker = item.get_closest_marker("left_out")
+    if marker is not None:
+        (reason,) = marker.args
+        item.config.stash[_STATE_KEY].left_out.setdefault(reason, []).append(item.name)
+        pytest.skip(f"left out: {reason}")
 
 
 @pytest.hookimpl(wrapper=True)
@@ -329,6 +340,9 @@ def pytest_terminal_summary(
             f"hpsbench: {state.without_gpu} tests marked gpu were deselected: no GPU here",
             yellow=True,
         )
+    for reason, names in state.left_out.items():
+        told = f"hpsbench: left out, for {reason}: {', '.join(names)}"
+        terminalreporter.write_line(told, yellow=True)
     if state.run is None:
         _say_what_is_kept(terminalreporter, state)
         return

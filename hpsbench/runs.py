@@ -19,7 +19,7 @@ from hpsbench.errors import BaselineError
 from hpsbench.machine import Machine
 from hpsbench.measurements import Measurement
 from hpsbench.verdict import Verdict
-from hpsbench.workload import Workload, subject_settings, workload_of
+from hpsbench.workload import Workload, split_row, subject_settings, workload_of
 
 #: 2 added `stages`; files of version 1 are read as before.
 SCHEMA_VERSION = 2
@@ -28,11 +28,15 @@ FOLDER = Path(".hpsbench") / "runs"
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """What one test measured, and the verdict on it; `test` is the pytest node."""
+    """What one test measured, and the verdict on it; `test` is the pytest node.
+
+    `workload` is its own where its keys are not those of the run's.
+    """
 
     test: str
     measurement: Measurement
     verdict: Verdict
+    workload: Workload | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +55,10 @@ class Run:
     results: tuple[Result, ...] = ()
     vanished: tuple[Verdict, ...] = ()
     resumed: str | None = None
+
+    def workload_of(self, result: Result) -> Workload:
+        """Return what a result was measured with: the run's workload, unless it has its own."""
+        return result.workload or self.workload
 
     @property
     def verdicts(self) -> tuple[Verdict, ...]:
@@ -188,7 +196,7 @@ def _baseline(run: Run, result: Result) -> Baseline:
         test=result.test,
         machine=run.machine.cls,
         reference=m.reference,
-        workload=run.workload,
+        workload=run.workload_of(result),
         runs=(stored,),
     )
 
@@ -222,8 +230,12 @@ def reproduction(run: Run) -> str:
     measured = [result.measurement for result in run.results]
     known = run.preset in preset_names()
     words = ["pytest", *tests, "--preset", run.preset if known else f"{run.preset}.toml"]
-    words += ["--variants", ",".join(dict.fromkeys(m.variant for m in measured))]
+    rows = [split_row(m.variant) for m in measured]
+    words += ["--variants", ",".join(dict.fromkeys(variant for variant, _ in rows))]
     settings = {**run.workload.settings, **run.under_test}
+    for workload in (r.workload for r in run.results if r.workload is not None):
+        settings = {**workload.settings, **settings}
+    settings["load.also_keys"] = list(dict.fromkeys(keys for _, keys in rows if keys))
     settings["load.batch_sizes"] = list(dict.fromkeys(m.batch_size for m in measured))
     settings["load.launches"] = max((len(m.launches) for m in measured), default=0)
     if known:
@@ -239,5 +251,6 @@ def _settings_of(suite: Suite) -> dict[str, Any]:
     load = {
         "load.batch_sizes": list(suite.load.batch_sizes),
         "load.launches": suite.load.launches,
+        "load.also_keys": list(suite.load.also_keys),
     }
     return {**workload_of(suite).settings, **subject_settings(suite), **load}

@@ -25,6 +25,7 @@ from hpsbench.servers.endpoint import Endpoint
 from hpsbench.servers.triton import TritonServer, running_triton
 from hpsbench.session import NUMPY
 from hpsbench.tables import key_stream
+from hpsbench.workload import row_of
 
 #: Requests prepared per batch size where each is to carry other keys; then they start over.
 DISTINCT_REQUESTS = 16
@@ -54,9 +55,9 @@ class ServedVariants:
             timeout_s=suite.servers.request_timeout_s,
         )
 
-    def participants(self, batch_size: int) -> list[Participant]:
+    def participants(self, batch_size: int, keys: str = "") -> list[Participant]:
         """Return every variant, and the NumPy reference, asked with the same batches."""
-        batches = request_batches(self.build.suite, batch_size)
+        batches = request_batches(self.build.suite, batch_size, keys)
         engines = self.server.engines()
         tracing = self.server.tracing()
         served = []
@@ -64,7 +65,7 @@ class ServedVariants:
             client = self.client(variant, batches)
             served.append(
                 Participant(
-                    name=variant.name,
+                    name=row_of(variant.name, keys),
                     send=client.send,
                     endpoint=self.endpoint(variant),
                     statistics=self.server.statistics,
@@ -103,19 +104,23 @@ def variant_engine(variant: Variant, engines: Mapping[str, str]) -> str | None:
     return "; ".join(found) or None
 
 
-def request_batches(suite: Suite, batch_size: int) -> list[Batch]:
-    """Return the batches to send in turn: one where the keys repeat, else DISTINCT_REQUESTS."""
+def request_batches(suite: Suite, batch_size: int, keys: str = "") -> list[Batch]:
+    """Return the batches to send in turn: one where the keys repeat, else DISTINCT_REQUESTS.
+
+    `keys` names another key stream than the suite's.
+    """
     load, dlrm = suite.load, suite.dlrm
+    kind = keys or load.keys
     stream = key_stream(
-        load.keys,
+        kind,
         (batch_size, dlrm.num_slots),
         suite.tables.num_embeddings,
         seed=load.seed,
         zipf_alpha=load.zipf_alpha,
     )
-    count = 1 if load.keys == "repeated" else DISTINCT_REQUESTS
+    count = 1 if kind == "repeated" else DISTINCT_REQUESTS
     numerical = numerical_features(batch_size, dlrm.num_numerical, seed=load.seed)
-    return [Batch(keys.astype(np.int32), numerical) for keys in itertools.islice(stream, count)]
+    return [Batch(drawn.astype(np.int32), numerical) for drawn in itertools.islice(stream, count)]
 
 
 def numpy_answer(build: Build, batch: Batch) -> npt.NDArray[np.float32]:

@@ -14,6 +14,7 @@ from hpsbench.load.interleaved import Interleaved, Participant, ParticipantRun
 from hpsbench.load.traced import run_traced
 from hpsbench.measurements import Measurement, Observation, assemble, observe
 from hpsbench.telemetry import Telemetry, Watch, unwatched
+from hpsbench.workload import row_of, split_row
 
 #: What every other variant is compared with.
 NATIVE_TF = "native_tf"
@@ -24,16 +25,17 @@ NUMPY = "numpy"
 #: less), and at most.
 TRACED_REQUESTS = (10, 200)
 
-#: Which benchmarks to measure: their ids, by variant and batch size.
+#: Which benchmarks to measure: their ids, by row (`workload.row_of` a variant) and batch size.
 Plan: TypeAlias = Mapping[tuple[str, int], str]
 
 
 class Launch(Protocol):
     """Fresh servers, as long as their context lasts."""
 
-    def participants(self, batch_size: int) -> Sequence[Participant]:
+    def participants(self, batch_size: int, keys: str = "") -> Sequence[Participant]:
         """Return who can be asked with `batch_size` samples a request; more than needed is fine.
 
+        With `keys` they are asked with another key stream than the suite's, and called by row.
         The session calls `close` of each when the batch size is done.
         """
 
@@ -45,7 +47,8 @@ class Launch(Protocol):
 class Progress:
     """Where a session is; `eta_s` is what is left in seconds, None while nothing is known yet.
 
-    `batch_size` is None while the servers of launch number `launch` are being started.
+    `batch_size` is None while the servers of launch number `launch` are being started, and `keys`
+    is empty where they are the suite's own.
     """
 
     launch: int
@@ -53,15 +56,17 @@ class Progress:
     batch_size: int | None
     elapsed_s: float
     eta_s: float | None
+    keys: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SessionPart:
-    """What one launch says of one batch size: an observation per variant that was planned."""
+    """What one launch says of one batch size and key stream: an observation per planned row."""
 
     launch: int
     batch_size: int
     observations: tuple[Observation, ...]
+    keys: str = ""
 
     @property
     def is_sound(self) -> bool:
@@ -70,13 +75,14 @@ class SessionPart:
 
 
 def reference_of(variant: str) -> str:
-    """Return who a variant is compared with: `native_tf`, and that one with `numpy`."""
-    return NUMPY if variant == NATIVE_TF else NATIVE_TF
+    """Return who a row is compared with: `native_tf` with its keys, and that one with `numpy`."""
+    name, keys = split_row(variant)
+    return NUMPY if name == NATIVE_TF else row_of(NATIVE_TF, keys)
 
 
-def needed(plan: Plan, batch_size: int) -> tuple[str, ...]:
-    """Return the participants that a batch size needs: its variants in order, then references."""
-    variants = [variant for variant, size in plan if size == batch_size]
+def needed(plan: Plan, batch_size: int, keys: str = "") -> tuple[str, ...]:
+    """Return the participants that a batch size needs: its rows in order, then references."""
+    variants = _rows(plan, batch_size, keys)
     return tuple(dict.fromkeys([*variants, *map(reference_of, variants)]))
 
 
@@ -102,41 +108,42 @@ def run_session(
     """
     load = suite.load
     _check(load, plan)
-    batch_sizes = list(dict.fromkeys(size for _, size in plan))
-    parts = {(part.launch, part.batch_size): part for part in kept}
+    phases = phases_of(plan)
+    parts = {(part.launch, (part.batch_size, part.keys)): part for part in kept}
     missing = {
-        number: [size for size in batch_sizes if (number, size) not in parts]
+        number: [phase for phase in phases if (number, phase) not in parts]
         for number in range(1, load.launches + 1)
     }
     estimate = _Estimate(missing, clock_ns)
-    for number, sizes in missing.items():
-        if not sizes:
+    for number, left in missing.items():
+        if not left:
             continue
         progress(estimate.starts(number, None))
         with launch() as launched:
-            for size in sizes:
-                progress(estimate.starts(number, size))
+            for phase in left:
+                size, keys = phase
+                progress(estimate.starts(number, phase))
                 loop = Interleaved(
                     rounds=load.rounds,
                     warmup_requests=load.warmup_requests,
                     min_requests=load.min_requests,
                     measure_s=load.measure_s,
-                    seed=load.seed + number * len(batch_sizes) + batch_sizes.index(size),
+                    seed=load.seed + number * len(phases) + phases.index(phase),
                     clock_ns=clock_ns,
                     sleep=sleep,
                 )
                 with watch() as watched:
-                    names, traced = needed(plan, size), _traced(loop, load)
-                    run = run_batch_size(loop, launched, names, size, traced=traced)
-                part = _part(load, plan, number, size, run, watched.telemetry)
-                parts[number, size] = part
+                    names, traced = needed(plan, size, keys), _traced(loop, load)
+                    run = run_batch_size(loop, launched, names, size, keys, traced=traced)
+                part = _part(load, plan, number, phase, run, watched.telemetry)
+                parts[number, phase] = part
                 on_part(part)
     return {
         (variant, size): assemble(
             [
                 observation
                 for number in missing
-                for observation in parts[number, size].observations
+                for observation in parts[number, (size, split_row(variant)[1])].observations
                 if observation.variant == variant
             ],
             benchmark=benchmark,
@@ -148,17 +155,28 @@ def run_session(
     }
 
 
+def phases_of(plan: Plan) -> list[tuple[int, str]]:
+    """Return what each launch is asked one after the other: batch sizes, each with its keys."""
+    return list(dict.fromkeys((size, split_row(row)[1]) for row, size in plan))
+
+
+def _rows(plan: Plan, batch_size: int, keys: str) -> list[str]:
+    return [row for row, size in plan if (size, split_row(row)[1]) == (batch_size, keys)]
+
+
 def _part(
     load: LoadConfig,
     plan: Plan,
     number: int,
-    batch_size: int,
+    phase: tuple[int, str],
     run: Mapping[str, ParticipantRun],
     telemetry: Telemetry | None,
 ) -> SessionPart:
+    batch_size, keys = phase
     return SessionPart(
         launch=number,
         batch_size=batch_size,
+        keys=keys,
         observations=tuple(
             observe(
                 number,
@@ -168,8 +186,7 @@ def _part(
                 min_requests=load.min_requests,
                 telemetry=telemetry,
             )
-            for variant, size in plan
-            if size == batch_size
+            for variant in _rows(plan, batch_size, keys)
         ),
     )
 
@@ -202,6 +219,7 @@ def run_batch_size(
     launched: Launch,
     names: Sequence[str],
     batch_size: int,
+    keys: str = "",
     *,
     traced: Interleaved | None = None,
 ) -> dict[str, ParticipantRun]:
@@ -210,7 +228,7 @@ def run_batch_size(
     Afterwards they are asked as `traced` says, if it does, with the traces of their servers on.
     Raises ConfigError where the launch lacks one of them, and ServerDied once a server is dead.
     """
-    offered = {p.name: p for p in launched.participants(batch_size)}
+    offered = {p.name: p for p in launched.participants(batch_size, keys)}
     try:
         missing = [name for name in names if name not in offered]
         if missing:
@@ -233,34 +251,38 @@ def run_batch_size(
 class _Estimate:
     """How long the rest will take, from how long its likes took."""
 
-    def __init__(self, missing: Mapping[int, Sequence[int]], clock_ns: Callable[[], int]) -> None:
-        # The stages in order: of each launch starting its servers (None), then its batch sizes.
-        self._left = [stage for sizes in missing.values() if sizes for stage in (None, *sizes)]
+    def __init__(
+        self, missing: Mapping[int, Sequence[tuple[int, str]]], clock_ns: Callable[[], int]
+    ) -> None:
+        # The phases in order: of each launch starting its servers (None), then its batch sizes.
+        self._left = [phase for left in missing.values() if left for phase in (None, *left)]
         self._launches, self._clock_ns = len(missing), clock_ns
-        self._took_ns: dict[int | None, list[int]] = {}
+        self._took_ns: dict[tuple[int, str] | None, list[int]] = {}
         self._begun_ns = clock_ns()
-        self._stage: int | None = None
-        self._stage_begun_ns: int | None = None
+        self._phase: tuple[int, str] | None = None
+        self._phase_begun_ns: int | None = None
 
-    def starts(self, launch: int, batch_size: int | None) -> Progress:
-        """Close the stage before, open this one, and say where the session is."""
+    def starts(self, launch: int, phase: tuple[int, str] | None) -> Progress:
+        """Close the phase before, open this one, and say where the session is."""
         now_ns = self._clock_ns()
-        if self._stage_begun_ns is not None:
-            self._took_ns.setdefault(self._stage, []).append(now_ns - self._stage_begun_ns)
+        if self._phase_begun_ns is not None:
+            self._took_ns.setdefault(self._phase, []).append(now_ns - self._phase_begun_ns)
             del self._left[0]
-        self._stage, self._stage_begun_ns = batch_size, now_ns
+        self._phase, self._phase_begun_ns = phase, now_ns
+        batch_size, keys = phase or (None, "")
         return Progress(
             launch=launch,
             launches=self._launches,
             batch_size=batch_size,
+            keys=keys,
             elapsed_s=(now_ns - self._begun_ns) / 1e9,
             eta_s=self._left_s(),
         )
 
     def _left_s(self) -> float | None:
-        measured = [ns for stage, took in self._took_ns.items() for ns in took if stage is not None]
+        measured = [ns for phase, took in self._took_ns.items() for ns in took if phase is not None]
         if not measured:
             return None
-        # A stage not yet seen is taken to last as long as the longest batch size that was.
-        cost_ns = {stage: sum(took) / len(took) for stage, took in self._took_ns.items()}
-        return sum(cost_ns.get(stage, max(measured)) for stage in self._left) / 1e9
+        # A phase not yet seen is taken to last as long as the longest batch size that was.
+        cost_ns = {phase: sum(took) / len(took) for phase, took in self._took_ns.items()}
+        return sum(cost_ns.get(phase, max(measured)) for phase in self._left) / 1e9

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from hpsbench.config import Suite
+from hpsbench.config import KEY_STREAMS, Suite
 
 DEFAULT_KEYS = "repeated"
 
@@ -27,18 +27,33 @@ class Workload:
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
-def workload_of(suite: Suite) -> Workload:
-    """Return tables, model and load of a suite.
+def row_of(variant: str, keys: str) -> str:
+    """Return what a variant is called where it is asked with these keys beside the suite's own.
+
+    `hps_tf-zipf`; without `keys` the variant's own name.
+    """
+    return f"{variant}-{keys}" if keys else variant
+
+
+def split_row(row: str) -> tuple[str, str]:
+    """Return a row's variant, and its keys: empty where they are the suite's own."""
+    variant, _, keys = row.rpartition("-")
+    return (variant, keys) if keys in KEY_STREAMS else (row, "")
+
+
+def workload_of(suite: Suite, keys: str = "") -> Workload:
+    """Return tables, model and load of a suite, with other `keys` than its own where given.
 
     How long is measured is left out: it makes figures steadier, not different. Settings of the
     parameter server are left out too, for they are under test (`subject_settings`).
     """
+    keys = keys or suite.load.keys
     settings: dict[str, Any] = {
-        "load.keys": suite.load.keys,
+        "load.keys": keys,
         "load.protocol": suite.load.protocol,
         "load.concurrency": suite.load.concurrency,
     }
-    if suite.load.keys == "zipf":
+    if keys == "zipf":
         settings["load.zipf_alpha"] = suite.load.zipf_alpha
     return Workload(
         settings=_flat("tables", suite.tables) | _flat("dlrm", suite.dlrm) | settings,
@@ -62,7 +77,10 @@ def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
 
 
 def benchmark_id(suite: Suite, variant: str, batch_size: int) -> str:
-    """Return a benchmark's stable name: `laptop-hps_tf-b256`, or `laptop-zipf-hps_tf-b256`."""
+    """Return a benchmark's stable name: `laptop-hps_tf-b256`, or `laptop-zipf-hps_tf-b256`.
+
+    With keys beside the suite's own, `variant` is a row: `laptop-hps_tf-zipf-b256`.
+    """
     keys = "" if suite.load.keys == DEFAULT_KEYS else f"{suite.load.keys}-"
     return f"{suite.preset}-{keys}{variant}-b{batch_size}"
 

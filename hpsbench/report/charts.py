@@ -35,6 +35,7 @@ from hpsbench.report.panels import (
     y_axis,
 )
 from hpsbench.verdict import Verdict
+from hpsbench.workload import split_row
 
 T = TypeVar("T")
 
@@ -64,7 +65,9 @@ Cells = Mapping[tuple[str, int], Figures]
 
 
 def place_of(variant: str, variants: Sequence[str]) -> int:
-    """Return the number of a variant's colour and marker."""
+    """Return the number of a variant's colour and marker, the same whatever its keys."""
+    variant = split_row(variant)[0]
+    variants = list(dict.fromkeys(split_row(row)[0] for row in variants))
     if variant in VARIANTS:
         return VARIANTS.index(variant)
     others = [v for v in variants if v not in VARIANTS]
@@ -86,8 +89,16 @@ def swatch(place: int, *, dashed: bool = False) -> Element:
 
 def client_latency(cells: Cells, variants: Sequence[str]) -> list[Element]:
     """Return the panel of the client's median latency over batch size, both logarithmic."""
-    own = {v: {size: c.p50_ns for (name, size), c in cells.items() if name == v} for v in variants}
-    return _latency("Client latency, p50", "client, median", own, {}, variants)
+    panels = []
+    for keys in dict.fromkeys(split_row(row)[1] for row in variants):
+        own = {
+            row: {size: c.p50_ns for (name, size), c in cells.items() if name == row}
+            for row in variants
+            if split_row(row)[1] == keys
+        }
+        title = f"Client latency, p50{f', {keys} keys' if keys else ''}"
+        panels += _latency(title, "client, median", own, {}, variants)
+    return panels
 
 
 def server_latency(
@@ -161,7 +172,7 @@ def launch_spread(
         for change in (*ratios.own, *ratios.stored, ratios.limit or 0.0)
     )
     panels = []
-    for size, rows in _by_batch_size(launches, variants).items():
+    for place_name, rows in _by_batch_size(launches, variants).items():
         frame, marks = _rows_frame(len(rows))
         x = linear_scale(-widest, widest, frame.left, frame.right)
         marks += x_axis(frame, x, _percent_ticks(widest), "change of p10 ratio, one dot a launch")
@@ -184,8 +195,8 @@ def launch_spread(
                     tip += f"launch {launch}: {notation.change(change)}"
                     drawn = x(max(-widest, min(widest, change)))
                     marks.append(marker(place, drawn, at, 3.6, class_=f"{kind} v{place}", tip=tip))
-        title = f"Batch {size}"
-        text = f"p10 ratios of launches at batch size {size}, as changes from the baseline"
+        title = f"Batch {place_name}"
+        text = f"p10 ratios of launches at batch size {place_name}, as changes from the baseline"
         panels.append(panel(title, text, frame.bottom + 42, marks))
     return panels
 
@@ -196,7 +207,7 @@ def distributions(
     """Return a panel per batch size: the share of requests answered within a time."""
     panels = []
     height = 280.0
-    for size, rows in _by_batch_size(curves, variants).items():
+    for place_name, rows in _by_batch_size(curves, variants).items():
         rows = [(variant, curve) for variant, curve in rows if curve]
         if not rows:
             continue
@@ -218,15 +229,15 @@ def distributions(
                 tip = f"{variant}, p{q}: {notation.milliseconds(ns)} ms"
                 at = (x(ns / 1e6), y(q))
                 marks.append(marker(place, *at, 3.6, class_=f"dot v{place}", tip=tip))
-        text = f"distribution of client latency at batch size {size}, from p1 to p99"
-        panels.append(panel(f"Batch {size}", text, height, marks))
+        text = f"distribution of client latency at batch size {place_name}, from p1 to p99"
+        panels.append(panel(f"Batch {place_name}", text, height, marks))
     return panels
 
 
 def stage_bars(stages: Mapping[tuple[str, int], Stages], variants: Sequence[str]) -> list[Element]:
     """Return a panel per batch size: the mean latency of each variant, split into its stages."""
     panels = []
-    for size, rows in _by_batch_size(stages, variants).items():
+    for place_name, rows in _by_batch_size(stages, variants).items():
         frame, marks = _rows_frame(len(rows), right=WIDTH - 56)
         longest_ms = max(s.total_ns for _, s in rows) / 1e6
         x = linear_scale(0, longest_ms, frame.left, frame.right)
@@ -245,8 +256,8 @@ def stage_bars(stages: Mapping[tuple[str, int], Stages], variants: Sequence[str]
                 start_ms = end_ms
             total = notation.milliseconds(split.total_ns)
             marks.append(words(total, x(start_ms) + 5, middle + 4, class_="value"))
-        text = f"stages of the mean latency at batch size {size}"
-        panels.append(panel(f"Batch {size}", text, frame.bottom + 42, marks))
+        text = f"stages of the mean latency at batch size {place_name}"
+        panels.append(panel(f"Batch {place_name}", text, frame.bottom + 42, marks))
     return panels
 
 
@@ -257,7 +268,7 @@ def histories(
     panels = []
     height = 250.0
     widest = _span(abs(point.change) for line in points.values() for point in line)
-    for size, rows in _by_batch_size(points, variants).items():
+    for place_name, rows in _by_batch_size(points, variants).items():
         sessions = {point.run_id: point for _, line in rows for point in line}
         ordered = sorted(sessions.values(), key=lambda point: (point.recorded_at, point.run_id))
         if len(ordered) < 2:
@@ -283,8 +294,10 @@ def histories(
                 tip = f"{variant}, {point.recorded_at}, {point.commit or 'no commit'}: "
                 tip += f"ratio {notation.ratio(point.ratio)}, {notation.change(point.change)}"
                 marks.append(marker(place, *at, 3.8, class_=f"{kind} v{place}", tip=tip))
-        text = f"p10 ratios of the sessions at batch size {size}, as changes from their median"
-        panels.append(panel(f"Batch {size}", text, height, marks))
+        text = (
+            f"p10 ratios of the sessions at batch size {place_name}, as changes from their median"
+        )
+        panels.append(panel(f"Batch {place_name}", text, height, marks))
     return panels
 
 
@@ -355,9 +368,16 @@ def _row_name(variant: str, middle: float, place: int) -> Element:
 
 def _by_batch_size(
     cells: Mapping[tuple[str, int], T], variants: Sequence[str]
-) -> dict[int, list[tuple[str, T]]]:
-    sizes = sorted({size for _, size in cells})
-    return {size: [(v, cells[v, size]) for v in variants if (v, size) in cells] for size in sizes}
+) -> dict[str, list[tuple[str, T]]]:
+    """Return the rows of each batch size and key stream, by how a panel is called: `32, zipf`."""
+    places: dict[str, list[tuple[str, T]]] = {}
+    for size in sorted({size for _, size in cells}):
+        for row in variants:
+            if (row, size) in cells:
+                keys = split_row(row)[1]
+                name = f"{size}, {keys} keys" if keys else str(size)
+                places.setdefault(name, []).append((row, cells[row, size]))
+    return places
 
 
 def _span(changes: Iterable[float]) -> float:

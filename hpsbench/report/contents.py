@@ -55,10 +55,12 @@ def earlier_runs(folder: Path, run: Run) -> list[Run]:
 
 
 def _beside(run: Run, stored: Mapping[str, Baseline]) -> dict[str, Baseline]:
-    references = {r.measurement.benchmark: r.measurement.reference for r in run.results}
+    measured_as = {
+        r.measurement.benchmark: (run.workload_of(r), r.measurement.reference) for r in run.results
+    }
     found = {}
     for name, baseline in stored.items():
-        alike = (baseline.workload, baseline.reference) == (run.workload, references.get(name))
+        alike = (baseline.workload, baseline.reference) == measured_as.get(name)
         others = tuple(r for r in baseline.runs if r.run_id != run.run_id)
         if alike and others:
             found[name] = Baseline(**{**vars(baseline), "runs": others})

@@ -19,6 +19,7 @@ from hpsbench.report.tables import (
     verdict_group,
 )
 from hpsbench.runs import Run
+from hpsbench.workload import split_row
 
 
 def page(contents: Contents) -> str:
@@ -209,7 +210,7 @@ def _history(contents: Contents, variants: Sequence[str]) -> list[tuple[str, lis
 def _legend(shown: Sequence[str], variants: Sequence[str], *, published: bool = False) -> Element:
     items = [
         element("li", charts.swatch(charts.place_of(variant, variants)), variant)
-        for variant in shown
+        for variant in dict.fromkeys(split_row(row)[0] for row in shown)
     ]
     if published:
         items.append(element("li", charts.swatch(0, dashed=True), "dashed: published"))

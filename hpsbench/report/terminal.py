@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from hpsbench.figures import Figures, figures
+from hpsbench.figures import Figures, figures, in_order
 from hpsbench.runs import Run
 from hpsbench.session import NATIVE_TF, Progress
 from hpsbench.verdict import Outcome, Verdict
@@ -58,7 +58,7 @@ def table(run: Run, *, concurrency: int, width: int) -> list[Line]:
         for m in (r.measurement for r in run.results)
     }
     # Tests may run in any order; the variant that the others are divided by stands first.
-    variants = sorted(dict.fromkeys(v for v, _ in cells), key=lambda v: v != NATIVE_TF)
+    variants = in_order(dict.fromkeys(v for v, _ in cells))
     batch_sizes = sorted({size for _, size in cells})
     column = max([_MIN_COLUMN, *(len(v) for v in variants)]) + 2
     per_table = max(1, (width - _BATCH_WIDTH - _LABEL_WIDTH) // column)
@@ -129,6 +129,7 @@ def closing_lines(run: Run, *, strict: bool, stored: str | None, report: str | N
 def progress_text(progress: Progress) -> str:
     """Return `launch 2/4, batch 1024, about 1 min left`."""
     stage = "starting servers" if progress.batch_size is None else f"batch {progress.batch_size}"
+    stage += f", {progress.keys} keys" if progress.keys else ""
     left = "" if progress.eta_s is None else f", about {_duration(progress.eta_s)} left"
     return f"launch {progress.launch}/{progress.launches}, {stage}{left}"
 

@@ -138,6 +138,22 @@ def test_an_invalid_measurement_fails_its_test_and_exits_10(
     result.stdout.no_fnmatch_line("*Traceback*")
 
 
+def test_what_the_machine_cannot_hold_is_skipped_by_name(
+    project: pytest.Pytester, measured_once: Path
+) -> None:
+    (project.mkdir("held") / "test_held.py").write_text(
+        "import pytest\n"
+        "from tests.scripted import measurement\n"
+        "TOO_LARGE = pytest.param(9, marks=pytest.mark.left_out('9 GiB'))\n"
+        "@pytest.mark.parametrize('size', [7, TOO_LARGE])\n"
+        "def test_latency(size, gate): gate(measurement('hps_tf', size))\n"
+    )
+    result = project.runpytest_inprocess("--preset=smoke", "held")
+    assert result.ret == 0
+    result.assert_outcomes(passed=1, skipped=1)
+    result.stdout.fnmatch_lines(["hpsbench: left out, for 9 GiB: test_latency[[]9[]]"])
+
+
 def test_a_regression_outweighs_an_invalid_measurement(
     session: Session, measured_once: Path
 ) -> None:

@@ -52,7 +52,7 @@ class FakePairs:
         if len(self.numbers) == self.dies_in:
             raise ServerDied("triton (process 7) was killed by signal 9", hint="read its log")
 
-    def participants(self, batch_size: int) -> Sequence[Participant]:
+    def participants(self, batch_size: int, keys: str = "") -> Sequence[Participant]:
         launch = len(self.numbers)
         candidate_ms = self.candidate_ms[min(launch, len(self.candidate_ms)) - 1]
         costs_ms = {BASELINE: self.baseline_ms, CANDIDATE: candidate_ms}

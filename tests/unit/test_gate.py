@@ -9,8 +9,9 @@ import pytest
 
 from hpsbench.baselines import Baseline, Baselines
 from hpsbench.config import load_suite
+from hpsbench.errors import ConfigError
 from hpsbench.gate import Selection, SessionGate, exit_code
-from hpsbench.runs import new_run
+from hpsbench.runs import baselines_of, new_run
 from hpsbench.verdict import Outcome, Verdict
 from hpsbench.workload import workload_of
 from tests.scripted import MACHINE, baseline_of, measurement
@@ -89,3 +90,33 @@ def test_the_worst_verdict_decides_the_exit_status(
     verdicts = [Verdict(outcome=Outcome(o), benchmark=o, text="", hint="") for o in outcomes]
     assert exit_code(verdicts, strict=False, other_failures=other_failures) == loose
     assert exit_code(verdicts, strict=True, other_failures=other_failures) == strict
+
+
+def test_rows_of_other_keys_are_judged_with_their_own_workload() -> None:
+    suite = load_suite("smoke", ['load.also_keys=["zipf"]'])
+    row = dataclasses.replace(measurement("hps_tf"), variant="hps_tf-zipf", benchmark="zipf")
+    stored = dataclasses.replace(
+        baseline_of(row), workload=workload_of(suite, "zipf"), test=TEST, variant="hps_tf-zipf"
+    )
+    assert stored.workload.settings["load.keys"] == "zipf"
+    here = Baselines(machine=MACHINE.cls, here={"zipf": stored}, elsewhere={})
+    gate = SessionGate(suite, here, new_run(suite, MACHINE))
+    assert gate.judge(TEST, row).outcome is Outcome.PASS
+    run = gate.finish(EVERYTHING)
+    assert run.workload.settings["load.keys"] == "repeated"
+    assert run.workload_of(run.results[0]) == stored.workload
+    (as_stored,) = baselines_of(run)
+    assert as_stored.workload == stored.workload
+    # One that is not measured is missed, unless the session was not to measure such keys.
+    fresh = new_run(suite, MACHINE)
+    assert SessionGate(suite, here, fresh).finish(EVERYTHING).vanished
+    chosen = dataclasses.replace(EVERYTHING, variants=["hps_tf"])
+    assert SessionGate(suite, here, fresh).finish(chosen).vanished
+    without = load_suite("smoke")
+    assert not SessionGate(without, here, new_run(without, MACHINE)).finish(EVERYTHING).vanished
+
+
+@pytest.mark.parametrize("keys", ['["often"]', '["repeated"]', '"zipf"', "[1]"])
+def test_other_keys_are_known_streams_and_not_the_suites_own(keys: str) -> None:
+    with pytest.raises(ConfigError, match="also_keys"):
+        load_suite("smoke", [f"load.also_keys={keys}"])

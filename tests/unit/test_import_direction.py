@@ -27,7 +27,7 @@ ROOMS = (
     ("attribution",),
     ("measurements",),
     ("session",),
-    ("checkpoint",),
+    ("checkpoint", "forecast"),
     ("serving",),
     ("baselines",),
     ("verdict",),

@@ -74,7 +74,7 @@ class SlowedPair:
 
     def check_alive(self) -> None: ...
 
-    def participants(self, batch_size: int) -> Sequence[Participant]:
+    def participants(self, batch_size: int, keys: str = "") -> Sequence[Participant]:
         return [
             Participant(name=name, send=lambda cost=cost: self.send(cost))  # type: ignore[misc]
             for name, cost in self.costs_ns.items()

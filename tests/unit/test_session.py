@@ -15,6 +15,7 @@ from hpsbench.load.interleaved import Participant
 from hpsbench.servers.endpoint import Endpoint
 from hpsbench.servers.traces import RequestTrace
 from hpsbench.session import NUMPY, Progress, needed, reference_of, run_session
+from hpsbench.workload import row_of
 
 MS = 1_000_000
 COSTS_MS = {"numpy": 5, "native_tf": 10, "hps_tf": 20, "hps_ensemble": 30, "idle": 1}
@@ -63,11 +64,12 @@ class FakeHost:
         if self.dead:
             raise ServerDied("triton ended with status -9", hint="read its log")
 
-    def participants(self, batch_size: int) -> Sequence[Participant]:
-        return [self._participant(name, batch_size) for name in self.offers]
+    def participants(self, batch_size: int, keys: str = "") -> Sequence[Participant]:
+        return [self._participant(name, batch_size, keys) for name in self.offers]
 
-    def _participant(self, name: str, batch_size: int) -> Participant:
-        key = name, batch_size
+    def _participant(self, name: str, batch_size: int, keys: str) -> Participant:
+        row = name if name == "numpy" else row_of(name, keys)
+        key = row, batch_size
         self.open.add(key)
 
         def send() -> None:
@@ -76,7 +78,7 @@ class FakeHost:
             if self.dead or (self.started, name) in self.failing:
                 raise RequestError(f"{name} refused", hint="none")
 
-        return Participant(name=name, send=send, close=lambda: self.open.discard(key))
+        return Participant(name=row, send=send, close=lambda: self.open.discard(key))
 
 
 def run(host: FakeHost, plan: dict[tuple[str, int], str] = PLAN, **kwargs: object):  # type: ignore[no-untyped-def]
@@ -121,16 +123,34 @@ def test_needed_names_variants_in_order_and_references_once() -> None:
     assert needed(PLAN, 5) == ()
 
 
+def test_other_keys_are_rows_that_are_compared_among_themselves() -> None:
+    host = FakeHost()
+    plan = {
+        (row_of(variant, keys), 4): f"{variant}{keys}"
+        for keys in ("", "zipf")
+        for variant in ("native_tf", "hps_tf")
+    }
+    seen: list[Progress] = []
+    measurements = run(host, plan, progress=seen.append)
+    zipf = measurements["hps_tf-zipf", 4]
+    assert (zipf.variant, zipf.reference) == ("hps_tf-zipf", "native_tf-zipf")
+    assert zipf.interleaved_with == ("native_tf-zipf", "numpy")
+    assert {launch.ratio_p10 for launch in zipf.launches} == {2.0}
+    assert measurements["hps_tf", 4].interleaved_with == ("native_tf", "numpy")
+    assert [(p.batch_size, p.keys) for p in seen[:3]] == [(None, ""), (4, ""), (4, "zipf")]
+    assert reference_of("native_tf-zipf") == "numpy"
+
+
 def test_launches_and_batch_sizes_are_asked_in_different_orders() -> None:
     seeds = []
 
     class Spying(FakeHost):
-        def participants(self, batch_size: int) -> Sequence[Participant]:
+        def participants(self, batch_size: int, keys: str = "") -> Sequence[Participant]:
             self.order: list[str] = []
             seeds.append(self.order)
             return [
                 dataclasses.replace(p, send=self.spy(p.name, p.send))
-                for p in super().participants(batch_size)
+                for p in super().participants(batch_size, keys)
             ]
 
         def spy(self, name, send):  # type: ignore[no-untyped-def]
@@ -236,7 +256,7 @@ class FakeTracing:
 class TracedHost(FakeHost):
     """Serves all but the NumPy reference on one server that can be traced."""
 
-    def participants(self, batch_size: int) -> Sequence[Participant]:
+    def participants(self, batch_size: int, keys: str = "") -> Sequence[Participant]:
         tracing = FakeTracing(self)
 
         def traced(plain: Participant) -> Participant:
@@ -251,7 +271,7 @@ class TracedHost(FakeHost):
                 tracing=tracing,  # type: ignore[arg-type]
             )
 
-        return [traced(p) for p in super().participants(batch_size)]
+        return [traced(p) for p in super().participants(batch_size, keys)]
 
 
 def test_a_traced_pass_follows_and_does_not_touch_what_is_judged() -> None:

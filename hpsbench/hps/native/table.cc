@@ -89,7 +89,7 @@ hps_tier_facts Table::tier_facts(hps_tier tier) const {
 }
 
 Model::Model(const hps_table_spec* specs, int32_t num_tables, int32_t num_threads)
-    : pool_(static_cast<unsigned>(std::max(0, num_threads))) {
+    : pool_(static_cast<unsigned>(std::max(0, num_threads))), forks_(num_forks()) {
   std::map<int32_t, std::vector<int32_t>> groups;
   for (int32_t i = 0; i < num_tables; ++i) {
     const std::string name = specs[i].name;
@@ -112,7 +112,11 @@ Model::Model(const hps_table_spec* specs, int32_t num_tables, int32_t num_thread
 
 Model::~Model() {
   stopping_.store(true);
-  if (toucher_.joinable()) toucher_.join();
+  if (forks_ != num_forks()) {
+    new std::thread(std::move(toucher_));  // never to be joined or destroyed: it is the parent's
+  } else if (toucher_.joinable()) {
+    toucher_.join();
+  }
 }
 
 void Model::index_group(const std::vector<int32_t>& members, const hps_table_spec* specs) {

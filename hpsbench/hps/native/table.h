@@ -127,6 +127,7 @@ class Model {
   std::mutex tiers_mutex_;  // guards their creation
   std::atomic<bool> stopping_{false};
   std::thread toucher_;
+  const unsigned forks_;
 };
 
 }  // namespace hps

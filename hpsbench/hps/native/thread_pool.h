@@ -2,20 +2,17 @@
 #ifndef HPSBENCH_HPS_NATIVE_THREAD_POOL_H_
 #define HPSBENCH_HPS_NATIVE_THREAD_POOL_H_
 
-#include <condition_variable>
+#include <atomic>
 #include <cstdint>
 #include <functional>
-#include <memory>
-#include <mutex>
-#include <thread>
-#include <vector>
 
 namespace hps {
 
 // Shares one piece of work at a time out among its threads and the caller's.
 //
 // A caller that finds the pool busy does its work alone: concurrent lookups already use the cores,
-// and none waits for another. The workers start with the first work worth sharing.
+// and none waits for another. The workers start with the first work worth sharing; in a child of a fork,
+// with the first work there.
 class ThreadPool {
  public:
   using Work = std::function<void(uint64_t begin, uint64_t end)>;
@@ -34,18 +31,18 @@ class ThreadPool {
 
  private:
   struct Job;
-  void start_workers();
-  void serve();
+  struct Crew;
+  Crew& crew();
 
   const unsigned num_threads_;
-  std::mutex busy_;   // held by the caller whose work is shared out
-  std::mutex mutex_;  // guards what follows
-  std::condition_variable wake_;
-  std::shared_ptr<Job> job_;
-  bool stopping_ = false;
-  std::vector<std::thread> workers_;
-  int owner_pid_ = 0;  // a forked child inherits the list of workers, not the workers
+  std::atomic<Crew*> crew_;
 };
+
+// How often this process is a child of a fork, counted from the process that loaded the library. A
+// child has its parent's memory and not its threads: what they hold locked stays locked, and a
+// pthread_t of theirs may come to name a thread of its own. So whoever keeps threads remembers the
+// number, and where it has changed, leaves them and their locks alone for ever.
+unsigned num_forks();
 
 }  // namespace hps
 

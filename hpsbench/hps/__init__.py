@@ -19,23 +19,30 @@ from typing import TYPE_CHECKING, Any
 from hpsbench.hps import autoload
 
 if TYPE_CHECKING:
+    from hpsbench.hps.fusion import FusedModel, export_fused, fuse
     from hpsbench.hps.layers import LookupLayer, MultiLookupLayer, SparseLookupLayer
     from hpsbench.hps.session import Init, statistics
 
 __all__ = [
+    "FusedModel",
     "Init",
     "LookupLayer",
     "MultiLookupLayer",
     "SparseLookupLayer",
+    "export_fused",
+    "fuse",
     "load_op",
     "statistics",
 ]
 
 _HOMES = {
+    "FusedModel": "fusion",
     "Init": "session",
     "LookupLayer": "layers",
     "MultiLookupLayer": "layers",
     "SparseLookupLayer": "layers",
+    "export_fused": "fusion",
+    "fuse": "fusion",
     "statistics": "session",
 }
 

@@ -40,8 +40,6 @@ def attach_caches(
             f"process sees {visible} GPUs",
             hint=f"name devices from 0 to {visible - 1}, or let CUDA_VISIBLE_DEVICES show more",
         )
-    if model.fp8_quant:
-        _LOG.warning("model %s: fp8_quant is not supported yet; rows stay float32", model.model)
     for device in devices:
         gpu.attach(native, _options(model, device), keys, model.default_value_for_each_table)
         _log_budget(native, model, device)
@@ -55,6 +53,43 @@ def log_without_cache(model: ModelConfiguration, reason: str) -> None:
             "model %s: gpucache is not available here; lookups are served from host memory (%s)",
             model.model, reason,
         )  # fmt: skip
+
+
+def update(
+    native: NativeModel,
+    devices: Sequence[int],
+    table: int,
+    keys: npt.NDArray[np.int64],
+    rows: npt.NDArray[np.float32],
+) -> None:
+    """Let the caches of a table answer with new rows: `rows` float32[n, dim] of `keys` int64[n].
+
+    The host tiers must have them already. Then a lookup that begins after this returned answers
+    with the new rows, on every device; one under way meanwhile answers with the old row or the new
+    one of a key, never with a mixture. Where a key occurs twice, its last row counts. A cache that
+    holds all rows takes in keys that are new to it, and raises HpsError where GPU memory does not
+    suffice for them.
+    """
+    keys = np.asarray(keys, np.int64).reshape(-1)
+    rows = np.asarray(rows, np.float32).reshape(len(keys), native.embedding_dims[table])
+    # The first of the reversed keys is the last of the keys.
+    distinct, first = np.unique(keys[::-1], return_index=True)
+    last_rows = np.ascontiguousarray(rows[::-1][first])
+    for device in devices:
+        gpu.update(native, device, table, np.ascontiguousarray(distinct), last_rows)
+
+
+def refresh(
+    native: NativeModel, devices: Sequence[int], tables: Sequence[int], share: float
+) -> None:
+    """Replace the next `share` (0 to 1) of each table's cached rows by what the host tiers have.
+
+    Calls go round a table: after 1 / `share` of them, rounded up, every row has had its turn.
+    Lookups go on meanwhile, as in `update`. Rows that no tier finds stay as they are.
+    """
+    for device in devices:
+        for table in tables:
+            gpu.refresh(native, device, table, min(1.0, max(0.0, share)))
 
 
 def cache_statistics(
@@ -73,6 +108,7 @@ def _options(model: ModelConfiguration, device: int) -> gpu.GpuCacheOptions:
         preload=model.init_ec,
         num_workspaces=model.num_of_worker_buffer_in_pool,
         max_keys=model.max_batch_size * max(model.maxnum_catfeature_query_per_table_per_sample),
+        float8=model.fp8_quant,
     )
 
 

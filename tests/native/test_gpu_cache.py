@@ -3,10 +3,18 @@
 import os
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import pytest
+from cached_tables import (
+    ALWAYS_FETCH,
+    INT32,
+    INT64,
+    SLOTS_PER_SET,
+    SPECIAL,
+    CachedTable,
+    scattered,
+)  # fmt: skip
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,55 +24,7 @@ from hpsbench.hps.native.bindings import NativeModel, TableSpec
 
 pytestmark = pytest.mark.gpu
 
-INT64 = np.iinfo(np.int64)
-INT32 = np.iinfo(np.int32)
-ALWAYS_FETCH = 1.1
-SLOTS_PER_SET = 16
-SPECIAL = [0, -1, 1, INT32.min, INT32.max, INT64.min, INT64.max]
 keys64 = st.integers(INT64.min, INT64.max) | st.sampled_from(SPECIAL)
-
-
-class CachedTable:
-    """A table of `keys` in files, cached on GPU 0."""
-
-    def __init__(self, folder: Path, keys, dim=8, default=-2.5, **options) -> None:
-        self.keys = np.asarray(keys, np.int64)
-        self.rows = np.random.default_rng(dim).random((len(self.keys), dim), dtype=np.float32)
-        self.default = default
-        self.last = {int(key): i for i, key in enumerate(self.keys)}
-        self.keys.tofile(folder / "key")
-        self.rows.tofile(folder / "rows")
-        self.model = NativeModel([
-            TableSpec(
-                name="table", key_path=folder / "key", rows_path=folder / "rows",
-                num_keys=len(self.keys), embedding_dim=dim, default_value=default,
-            )
-        ])  # fmt: skip
-        options = {"hit_rate_threshold": ALWAYS_FETCH, "max_keys": 4096, **options}
-        gpu.attach(self.model, gpu.GpuCacheOptions(device=0, **options), [self.keys], [default])
-
-    def ask(self, keys, dtype=np.int64):
-        return gpu.lookup(self.model, 0, [(0, np.asarray(keys, dtype))])[0]
-
-    def expected(self, keys):
-        out = np.full((len(keys), self.rows.shape[1]), self.default, np.float32)
-        for i, key in enumerate(keys):
-            row = self.last.get(int(key))
-            if row is not None:
-                out[i] = self.rows[row]
-        return out
-
-    def check(self, keys, dtype=np.int64) -> None:
-        np.testing.assert_array_equal(self.ask(keys, dtype), self.expected(keys))
-
-    @property
-    def facts(self) -> gpu.GpuFacts:
-        return gpu.facts(self.model, 0, 0)
-
-
-def scattered(count: int) -> np.ndarray:
-    keys = np.random.default_rng(3).integers(INT64.min, INT64.max, count - len(SPECIAL))
-    return np.concatenate([SPECIAL, keys])
 
 
 KEY_KINDS = {
@@ -170,6 +130,18 @@ def home_of(key: int, num_sets: int) -> int:
     h = (h ^ (h >> 27)) * 0x94D049BB133111EB & mask
     h ^= h >> 31
     return h * num_sets >> 64
+
+
+@pytest.mark.parametrize("row_type", [np.float32, np.float16])
+def test_host_rows_are_read_region_by_region(tmp_path, row_type):
+    keys = np.arange(700_000) * 3  # 1.8 GB, of which 1.6 GB stay on the host
+    table = CachedTable(tmp_path, keys, dim=640, cache_type="uvm", share=0.1)
+    rng = np.random.default_rng(0)
+    for size in (2000, 10, 1999):
+        asked = rng.integers(-5, 3 * len(keys) + 5, size)
+        expected = table.expected(asked).astype(row_type)
+        np.testing.assert_array_equal(table.ask(asked, row_type=row_type), expected)
+    assert table.facts.host_bytes > 1 << 30
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -299,3 +271,86 @@ def test_a_second_cache_on_one_gpu_is_an_error(tmp_path):
     with pytest.raises(HpsError, match="has a cache on GPU 0"):
         gpu.attach(table.model, gpu.GpuCacheOptions(device=0), [table.keys], [0.0])
     table.check([1, 2])
+
+
+@pytest.mark.parametrize("cache", CACHES.values(), ids=list(CACHES))
+@pytest.mark.parametrize("dim", [1, 6, 13, 16, 64, 128, 200])
+def test_half_rows_are_rounded_to_the_nearest_even(tmp_path, cache, dim):
+    table = CachedTable(tmp_path, scattered(500), dim=dim, default=0.1, **cache)
+    values = np.random.default_rng(0).standard_normal(table.rows.shape).astype(np.float32)
+    values *= np.float32(10.0) ** np.random.default_rng(1).integers(-9, 6, values.shape)
+    # Halfway between two halves, subnormal, zero, beyond the largest.
+    odd = [2049.0, 2051.0, 1 + 2**-11, 6e-8, 3e-8, 2.9e-8, -0.0, 65519.9, 65520.0, 1e30, np.inf]
+    values.reshape(-1)[: len(odd)] = odd[: values.size]
+    table.write(table.keys, values)
+    table.update(table.keys, values)
+    asked = np.append(np.random.default_rng(2).permutation(table.keys), [77, 78])
+    with np.errstate(over="ignore"):
+        expected = table.expected(asked).astype(np.float16)
+    for _ in range(2):
+        np.testing.assert_array_equal(
+            table.ask(asked, row_type=np.float16).view(np.uint16), expected.view(np.uint16)
+        )
+
+
+def as_float8(rows: np.ndarray) -> np.ndarray:
+    """Return float32 rows as E4M3 with one scale per row holds them."""
+    codes = np.arange(127)
+    exponent, fraction = codes >> 3, codes & 7
+    values = np.where(
+        exponent == 0, fraction * 2.0**-9, (1 + fraction / 8) * 2.0 ** (exponent - 7.0)
+    )
+    scale = np.abs(rows).max(axis=1, keepdims=True) / np.float32(448)
+    scale[scale == 0] = 1
+    scaled = np.abs((rows / scale).astype(np.float64))
+    above = np.clip(np.searchsorted(values, scaled), 1, 126)
+    to_below, to_above = scaled - values[above - 1], values[above] - scaled
+    tie_to_above = (to_below == to_above) & (above % 2 == 0)
+    nearest = np.where((to_above < to_below) | tie_to_above, above, above - 1)
+    return np.copysign(values[nearest].astype(np.float32), rows) * scale
+
+
+@pytest.mark.parametrize("dim", [1, 8, 13, 16, 64, 128, 130])
+@pytest.mark.parametrize("kind", ["from -1500", "scattered"])
+def test_float8_rows_have_three_bits_after_the_first(tmp_path, kind, dim):
+    table = CachedTable(tmp_path, KEY_KINDS[kind], dim=dim, cache_type="static", float8=True)
+    rows = np.random.default_rng(0).standard_normal(table.rows.shape).astype(np.float32)
+    rows *= np.float32(10.0) ** np.random.default_rng(1).integers(-6, 6, (len(rows), 1))
+    rows[3] = 0
+    table.check([5 * 10**9])  # the default is exact
+    table.write(table.keys, rows)
+    table.update(table.keys, rows)
+    rows = as_float8(table.rows)
+    asked = np.random.default_rng(2).permutation(table.keys)
+    expected = rows[[table.last[int(key)] for key in asked]]
+    np.testing.assert_array_equal(table.ask(asked), expected)
+    with np.errstate(over="ignore"):
+        np.testing.assert_array_equal(
+            table.ask(asked, row_type=np.float16), expected.astype(np.float16)
+        )
+    largest = np.abs(table.rows).max(axis=1, keepdims=True)
+    assert (np.abs(rows - table.rows) <= np.abs(table.rows) / 16 + largest * 2**-18).all()
+    assert table.facts.device_bytes < len(rows) * (dim + 4 + 32) + 8 * dim + 64
+
+
+def test_float8_rows_are_encoded_when_loaded(tmp_path):
+    table = CachedTable(tmp_path, np.arange(3000), dim=128, cache_type="static", float8=True)
+    np.testing.assert_array_equal(table.ask(np.arange(3000)), as_float8(table.rows))
+
+
+def test_stages_are_timed(tmp_path):
+    table = CachedTable(tmp_path, np.arange(20_000), dim=128, share=0.2, preload=False)
+    table.check(np.arange(4000))
+    facts = table.facts
+    assert facts.sampled_lookups == 1
+    assert min(facts.probe_ns, facts.fetch_ns, facts.merge_ns, facts.insertion_ns) > 0
+    assert facts.probe_ns + facts.fetch_ns + facts.merge_ns + facts.insertion_ns < 60e9
+    for _ in range(63):
+        table.check([1])
+    assert table.facts.sampled_lookups == 1
+    table.check([1])
+    assert table.facts.sampled_lookups == 2
+    resident = CachedTable(tmp_path, np.arange(20_000), dim=128, share=1.0)
+    resident.check(np.arange(4000))
+    assert resident.facts.probe_ns > 0
+    assert resident.facts.fetch_ns == 0

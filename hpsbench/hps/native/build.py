@@ -30,10 +30,13 @@ _CORE_SOURCES = (
 )  # fmt: skip
 _HEADERS = ("core.h", "index.h", "table.h", "thread_pool.h", "tiers.h", "volatile_table.h")
 _OP_HEADERS = (*_HEADERS, "lookup_kernel.h")
-_GPU_SOURCES = ("gpu_cache.cu", "gpu_lookup.cu", "gpu_resident.cu", "gpu_slabs.cu")
+_GPU_SOURCES = (
+    "gpu_cache.cu", "gpu_lookup.cu", "gpu_resident.cu", "gpu_slabs.cu", "gpu_upload.cu",
+)  # fmt: skip
 _GPU_HEADERS = (
-    "core.h", "gpu_arrays.h", "gpu_attached.h", "gpu_cache.h", "gpu_inserter.h", "gpu_memory.h",
-    "gpu_rows.cuh", "gpu_slab_kernels.cuh", "gpu_table.h", "gpu_workspace.h",
+    "core.h", "gpu_added_rows.h", "gpu_arrays.h", "gpu_attached.h", "gpu_cache.h",
+    "gpu_inserter.h", "gpu_memory.h", "gpu_order.h", "gpu_resident_kernels.cuh", "gpu_rewriter.h",
+    "gpu_rows.cuh", "gpu_slab_kernels.cuh", "gpu_stages.h", "gpu_table.h", "gpu_workspace.h",
 )  # fmt: skip
 _FLAGS = ("-std=c++17", "-O3", "-fPIC", "-shared", "-pthread", "-fvisibility=hidden")
 # The CUDA runtime is linked in, so that the library also loads where there is no CUDA.

@@ -37,6 +37,7 @@ class _Options(ctypes.Structure):
         ("preload", ctypes.c_int32),
         ("num_workspaces", ctypes.c_int32),
         ("max_keys", ctypes.c_uint64),
+        ("float8", ctypes.c_int32),
     )
 
 
@@ -66,6 +67,11 @@ class _Facts(ctypes.Structure):
         ("unique_hits", ctypes.c_uint64),
         ("inserted", ctypes.c_uint64),
         ("evicted", ctypes.c_uint64),
+        ("sampled_lookups", ctypes.c_uint64),
+        ("probe_ns", ctypes.c_uint64),
+        ("fetch_ns", ctypes.c_uint64),
+        ("merge_ns", ctypes.c_uint64),
+        ("insertion_ns", ctypes.c_uint64),
     )
 
 
@@ -83,6 +89,8 @@ class GpuCacheOptions:
     preload: bool = True
     num_workspaces: int = 1
     max_keys: int = 1 << 20
+    float8: bool = False
+    """Static tables: rows of 8-bit floats (E4M3), each with a scale."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +98,12 @@ class GpuFacts:
     """A table on a GPU, and how often it was asked: counts since load.
 
     `capacity` is in rows. `hits` of the asked `keys` were answered on the GPU. A `resident` table
-    answers all that exist there, and does not count unique keys.
+    answers all that exist there, and does not count unique keys; `inserted` are then the rows that
+    updates added.
+
+    The times are of `sampled_lookups`, one in 64, added up: finding rows and copying those that are
+    on the GPU (`probe_ns`), fetching the others from the host, copying them to the output
+    (`merge_ns`), and inserting them.
     """
 
     capacity: int
@@ -104,6 +117,11 @@ class GpuFacts:
     unique_hits: int
     inserted: int
     evicted: int
+    sampled_lookups: int
+    probe_ns: int
+    fetch_ns: int
+    merge_ns: int
+    insertion_ns: int
 
 
 class _FlatRequest(ctypes.Structure):
@@ -146,6 +164,8 @@ def library() -> Any:
         "hps_gpu_array_use": (pointer, pointer, error),
         "hps_gpu_array_read": (pointer, ctypes.c_uint64, ctypes.c_uint64, pointer, error),
         "hps_gpu_settle": (pointer, int32, error),
+        "hps_gpu_update": (pointer, int32, int32, pointer, pointer, ctypes.c_uint64, error),
+        "hps_gpu_refresh": (pointer, int32, int32, ctypes.c_double, error),
     }  # fmt: skip
     for name, arguments in signatures.items():
         function = getattr(library, name)
@@ -202,6 +222,7 @@ def attach(
     native = _Options(
         options.device, CACHE_TYPES.index(options.cache_type), options.share,
         options.hit_rate_threshold, options.preload, options.num_workspaces, options.max_keys,
+        options.float8,
     )  # fmt: skip
     call("hps_gpu_attach", model.handle, ctypes.byref(native), specs)
 
@@ -264,6 +285,27 @@ def lookup_flat(
         ctypes.byref(array),
     )  # fmt: skip
     return array
+
+
+def update(
+    model: NativeModel,
+    device: int,
+    table: int,
+    keys: npt.NDArray[np.int64],
+    rows: npt.NDArray[np.float32],
+) -> None:
+    """Replace the rows of int64[n] `keys`, each once, by float32[n, dim] where the GPU holds them.
+
+    A resident table takes in keys that are new to it. The host must have the rows already.
+    """
+    call(
+        "hps_gpu_update", model.handle, device, table, keys.ctypes.data, rows.ctypes.data, len(keys)
+    )
+
+
+def refresh(model: NativeModel, device: int, table: int, share: float) -> None:
+    """Replace the next `share` (0 to 1) of the rows that the GPU holds by what the host has."""
+    call("hps_gpu_refresh", model.handle, device, table, share)
 
 
 def settle(model: NativeModel, device: int) -> None:

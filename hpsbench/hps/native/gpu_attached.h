@@ -13,6 +13,8 @@
 #include "gpu_arrays.h"
 #include "gpu_inserter.h"
 #include "gpu_memory.h"
+#include "gpu_order.h"
+#include "gpu_rewriter.h"
 #include "gpu_table.h"
 #include "gpu_workspace.h"
 
@@ -20,12 +22,15 @@ struct hps_gpu_cache {
   hps_gpu_cache(int gpu, int32_t num_workspaces, uint64_t max_keys, uint64_t largest_dim)
       : device(gpu),
         pool(num_workspaces, max_keys, largest_dim),
-        inserter(std::make_unique<hps::gpu::Inserter>(gpu, largest_dim)) {}
+        inserter(std::make_unique<hps::gpu::Inserter>(gpu, largest_dim)),
+        rewriter(largest_dim) {}
   ~hps_gpu_cache() { inserter.reset(); }  // its jobs use the tables
 
   const int device;
   hps::gpu::WorkspacePool pool;
   std::unique_ptr<hps::gpu::Inserter> inserter;
+  hps::gpu::Rewriter rewriter;
+  hps::gpu::Order resident_order;
   std::vector<std::unique_ptr<hps::gpu::Table>> tables;
   hps::gpu::BlockPool blocks;
   hps::gpu::LanePool lanes;

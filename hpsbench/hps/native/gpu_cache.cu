@@ -27,7 +27,7 @@ hps_status lookup(hps_gpu_cache* cache, const hps_gpu_part* parts, int32_t num_p
                           {part->keys, key_bytes, part->num_keys},
                           {part->out, row_type}});
     }
-    hps::gpu::look_up(requests, static_cast<cudaStream_t>(stream));
+    hps::gpu::look_up(requests, cache->resident_order, static_cast<cudaStream_t>(stream));
   });
 }
 
@@ -49,15 +49,20 @@ std::unique_ptr<hps::gpu::Table> make_table(const hps::gpu::HostTable& host,
   const double share = std::min(1.0, std::max(0.0, options.share));
   switch (options.type) {
     case HPS_GPU_STATIC:
-      return make_resident_table(host, host.num_keys, true, cache.device);
-    case HPS_GPU_UVM:
-      return make_resident_table(
-          host, static_cast<uint64_t>(share * static_cast<double>(host.num_keys)), false,
-          cache.device);
+      return make_resident_table(host, {host.num_keys, true, options.float8 != 0},
+                                 cache.resident_order, cache.device);
+    case HPS_GPU_UVM: {
+      const double on_gpu = share * static_cast<double>(host.num_keys);
+      return make_resident_table(host, {static_cast<uint64_t>(on_gpu), false, false},
+                                 cache.resident_order, cache.device);
+    }
     case HPS_GPU_DYNAMIC:
       break;
   }
-  if (share >= 1) return make_resident_table(host, host.num_keys, false, cache.device);
+  if (share >= 1) {
+    return make_resident_table(host, {host.num_keys, false, false}, cache.resident_order,
+                               cache.device);
+  }
   return make_slab_table(host, {share, options.hit_rate_threshold, options.preload != 0},
                          cache.pool, *cache.inserter);
 }
@@ -125,4 +130,22 @@ hps_status hps_gpu_table_facts(const hps_model* model, int32_t device, int32_t t
 
 hps_status hps_gpu_settle(hps_model* model, int32_t device, hps_error* error) {
   return guarded(error, [&] { find_cache(model, device)->inserter->settle(); });
+}
+
+hps_status hps_gpu_update(hps_model* model, int32_t device, int32_t table, const int64_t* keys,
+                          const float* rows, uint64_t num_keys, hps_error* error) {
+  return guarded(error, [&] {
+    hps_gpu_cache* const cache = find_cache(model, device);
+    const DeviceScope scope(device);
+    cache->rewriter.update(*cache->tables[table], keys, rows, num_keys);
+  });
+}
+
+hps_status hps_gpu_refresh(hps_model* model, int32_t device, int32_t table, double share,
+                           hps_error* error) {
+  return guarded(error, [&] {
+    hps_gpu_cache* const cache = find_cache(model, device);
+    const DeviceScope scope(device);
+    cache->rewriter.refresh(*cache->tables[table], share);
+  });
 }

@@ -37,6 +37,7 @@ typedef struct {
   int32_t preload;         // dynamic: fill the cache with the first rows
   int32_t num_workspaces;  // dynamic: lookups at a time for which memory is taken at the start
   uint64_t max_keys;       // dynamic: keys per lookup for which memory is taken; more go in parts
+  int32_t float8;          // static: rows of 8-bit floats (E4M3), with one scale per row
 } hps_gpu_options;
 
 typedef struct {
@@ -55,8 +56,15 @@ typedef struct {
   uint64_t hits;
   uint64_t unique_keys;
   uint64_t unique_hits;
-  uint64_t inserted;
+  uint64_t inserted;  // of a resident table: rows that updates added
   uint64_t evicted;
+  // Of one lookup in 64, the time of its stages, added up: finding rows and copying those on the
+  // GPU; fetching the others from the host; copying them to the output; inserting them.
+  uint64_t sampled_lookups;
+  uint64_t probe_ns;
+  uint64_t fetch_ns;
+  uint64_t merge_ns;
+  uint64_t insertion_ns;
 } hps_gpu_facts;
 
 // How many GPUs this process sees; 0 without a driver that fits.
@@ -114,6 +122,18 @@ void hps_gpu_array_release(hps_gpu_array* array);
 // NULL where there is no Python.
 void* hps_gpu_array_capsule(hps_gpu_array* array, uint64_t first, const int64_t* shape,
                             int32_t num_dims);
+
+// Replaces the rows of `keys` (distinct) where the GPU holds them, by `rows`, float32 in host memory.
+// A resident table takes in the keys that are new to it. The host tiers must have the new rows
+// already; then, when this returns, lookups that begin answer with the new rows. Lookups under way
+// answer with the old row or the new one, never with a mixture.
+hps_status hps_gpu_update(hps_model* model, int32_t device, int32_t table, const int64_t* keys,
+                          const float* rows, uint64_t num_keys, hps_error* error);
+
+// Replaces the next `share` (0 to 1) of the rows that the GPU holds by what the host has; calls go
+// round the table. Rows of keys that the host does not find stay.
+hps_status hps_gpu_refresh(hps_model* model, int32_t device, int32_t table, double share,
+                           hps_error* error);
 
 // Waits until what was to be inserted in the background is.
 hps_status hps_gpu_settle(hps_model* model, int32_t device, hps_error* error);

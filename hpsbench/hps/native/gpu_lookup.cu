@@ -147,7 +147,7 @@ hps_status hps_gpu_lookup_flat(hps_model* model, int32_t device,
     }
     std::vector<hps::gpu::Request> requests;
     split(model, *cache, *request, keys, out, &requests);
-    hps::gpu::look_up(requests, stream);
+    hps::gpu::look_up(requests, cache->resident_order, stream);
     lane->used.record(stream);
     if (made != nullptr) made->ready.record(stream);
     if (waits) {
@@ -240,7 +240,7 @@ hps_status hps_gpu_lookup_host(hps_model* model, int32_t device, const hps_gpu_p
                           {keys.back().get(), key_bytes, part->num_keys},
                           {rows.back().get(), row_type}});
     }
-    hps::gpu::look_up(requests, stream.get());
+    hps::gpu::look_up(requests, cache->resident_order, stream.get());
     for (int32_t i = 0; i < num_parts; ++i) {
       check(cudaMemcpyAsync(parts[i].out, rows[i].get(), rows[i].num_bytes(),
                             cudaMemcpyDeviceToHost, stream.get()),

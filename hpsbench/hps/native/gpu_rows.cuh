@@ -44,11 +44,25 @@ __device__ inline uint2 as_output(float4 values, const __half*) {
   return {reinterpret_cast<const unsigned&>(low), reinterpret_cast<const unsigned&>(high)};
 }
 
-// Copies the rows of a warp's keys, at `row` in the lanes of the keys, to consecutive rows of
-// `out`. A row is `num_vecs` of Vec (kVecs, where known at compile time). Reads are independent of
-// each other, so many are under way at a time; writes are streamed, since nobody here reads them.
-template <class Vec, int kVecs, int kKeys, class Out>
-__device__ inline void copy_rows(const Vec* row, Out* out, uint32_t num_vecs, uint32_t num_keys) {
+// Rows of float32 in one place, in the lanes of their keys: a Vec after another.
+template <class VecType>
+struct Float32Row {
+  using Vec = VecType;
+  const Vec* values;
+
+  __device__ Float32Row in_lane(int lane) const {
+    return {reinterpret_cast<const Vec*>(
+        __shfl_sync(kAllLanes, reinterpret_cast<unsigned long long>(values), lane))};
+  }
+  __device__ Vec load(uint32_t i) const { return __ldg(values + i); }
+};
+
+// Copies the rows of a warp's keys, `row` in the lanes of the keys, to consecutive rows of `out`.
+// A row is `num_vecs` of Vec (kVecs, where known at compile time). Reads are independent of each
+// other, so many are under way at a time; writes are streamed, since nobody here reads them.
+template <int kVecs, int kKeys, class Row, class Out>
+__device__ inline void copy_rows(const Row& row, Out* out, uint32_t num_vecs, uint32_t num_keys) {
+  using Vec = typename Row::Vec;
   using Word = decltype(as_output(Vec(), out));
   const uint32_t vecs = kVecs != 0 ? kVecs : num_vecs;
   const uint32_t total = num_keys * vecs;
@@ -59,9 +73,8 @@ __device__ inline void copy_rows(const Vec* row, Out* out, uint32_t num_vecs, ui
     for (int u = 0; u < kUnroll; ++u) {
       const uint32_t i = begin + u * kWarp + lane_number();
       const uint32_t key = i / vecs;
-      const Vec* source = reinterpret_cast<const Vec*>(__shfl_sync(
-          kAllLanes, reinterpret_cast<unsigned long long>(row), static_cast<int>(key % kWarp)));
-      if (i < total) values[u] = __ldg(source + (i - key * vecs));
+      const Row source = row.in_lane(static_cast<int>(key % kWarp));
+      if (i < total) values[u] = source.load(i - key * vecs);
     }
 #pragma unroll
     for (int u = 0; u < kUnroll; ++u) {

@@ -122,9 +122,9 @@ __global__ void __launch_bounds__(kThreads)
     }
   }
   const float* source = hit ? slabs.rows + slot * slabs.dim : slabs.default_row;
-  copy_rows<Vec, Shape::kVecs, Shape::kKeys>(reinterpret_cast<const Vec*>(source),
-                                             out + uint64_t{first} * slabs.dim,
-                                             slabs.dim * sizeof(float) / sizeof(Vec), count);
+  copy_rows<Shape::kVecs, Shape::kKeys>(
+      Float32Row<Vec>{reinterpret_cast<const Vec*>(source)}, out + uint64_t{first} * slabs.dim,
+      slabs.dim * sizeof(float) / sizeof(Vec), count);
 }
 
 // Copies the fetched rows to their positions; where no tier has the key, the default is there.
@@ -183,6 +183,39 @@ __global__ void insert_rows(SlabView slabs, const int64_t* keys, const uint8_t* 
                   slabs.dim);
     return;
   }
+}
+
+// Replaces the rows of flagged keys that are cached, and takes the flag from the others. Keys are
+// distinct, and neither a lookup nor an insertion may run at the same time.
+template <class Vec>
+__global__ void rewrite_slots(SlabView slabs, const int64_t* keys, const float* rows,
+                              uint64_t num_keys, uint8_t* flags) {
+  const uint64_t i = warp_number();
+  if (i >= num_keys || flags[i] == 0) return;
+  const int lane = lane_number();
+  const int64_t key = keys[i];
+  unsigned held = 0;
+  uint64_t first_slot = 0;
+  if (slabs.num_sets != 0) {
+    first_slot = home_of(key, slabs.num_sets) * kSlotsPerSet;
+    held = __ballot_sync(kAllLanes, lane < kSlotsPerSet &&
+                                        slabs.keys[first_slot + lane % kSlotsPerSet] == key);
+  }
+  if (held != 0) {
+    copy_row<Vec>(rows + i * slabs.dim,
+                  slabs.rows + (first_slot + __ffs(held) - 1) * slabs.dim, slabs.dim);
+  } else if (lane == 0) {
+    flags[i] = 0;
+  }
+}
+
+// Lists the keys in some slots; where there is none, the flag is 0.
+__global__ void list_slots(SlabView slabs, uint64_t first, uint64_t count, int64_t* keys,
+                           uint8_t* flags) {
+  const uint64_t i = blockIdx.x * uint64_t{blockDim.x} + threadIdx.x;
+  if (i >= count) return;
+  keys[i] = slabs.keys[first + i];
+  flags[i] = slabs.stamps[first + i] != 0;
 }
 
 }  // namespace hps::gpu

@@ -1,11 +1,10 @@
 // Slab tables: a share of the rows on the GPU, the others fetched from the host when missed.
 //
-// Order on the GPU. Lookups of one table run side by side on their streams, and an insertion runs
-// alone: it waits for the lookups given to the GPU before it, and those after it wait for it. The
-// waiting is done by the GPU; `order_` is held only while work is handed over.
+// Lookups of one table are readers of its order, and insertions writers. A row that was fetched
+// from the host before rows were replaced may be the old one: it is not inserted any more.
 #include <algorithm>
+#include <chrono>
 #include <cstring>
-#include <shared_mutex>
 #include <vector>
 
 #include "gpu_inserter.h"
@@ -18,6 +17,11 @@ namespace hps::gpu {
 namespace {
 
 constexpr uint32_t kPreloadStamp = 1;
+constexpr unsigned kSimpleThreads = 256;
+
+unsigned simple_blocks(uint64_t num_threads) {
+  return static_cast<unsigned>((num_threads + kSimpleThreads - 1) / kSimpleThreads);
+}
 
 struct SlabCounters {
   unsigned long long inserted;
@@ -46,7 +50,7 @@ class SlabTable : public Table {
  public:
   SlabTable(const HostTable& host, const SlabOptions& options, WorkspacePool& pool,
             Inserter& inserter)
-      : host_(host),
+      : Table(host),
         threshold_(options.hit_rate_threshold),
         pool_(pool),
         inserter_(inserter),
@@ -54,23 +58,24 @@ class SlabTable : public Table {
         slot_keys_(num_sets_ * kSlotsPerSet),
         stamps_(num_sets_ * kSlotsPerSet),
         rows_(num_sets_ * kSlotsPerSet * host.embedding_dim),
-        default_row_(default_row(host)),
+        default_row_(host.embedding_dim),
         counters_(1) {
+    const std::vector<float> defaults(dim(), host.default_value);
+    check(cudaMemcpy(default_row_.get(), defaults.data(), default_row_.num_bytes(),
+                     cudaMemcpyHostToDevice),
+          "copy a default row to the GPU");
     check(cudaMemset(counters_.get(), 0, counters_.num_bytes()), "clear counters");
     view_ = {slot_keys_.get(), stamps_.get(), rows_.get(), num_sets_, default_row_.get(),
-             static_cast<uint32_t>(host.embedding_dim), &counters_.get()->inserted,
+             static_cast<uint32_t>(dim()), &counters_.get()->inserted,
              &counters_.get()->evicted};
     if (num_sets_ != 0) {
-      constexpr unsigned kFreeThreads = 256;
       const int64_t one_key = 0;
       int64_t other_key = 1;
       while (home_of(other_key, num_sets_) == home_of(one_key, num_sets_)) ++other_key;
-      free_slots<<<static_cast<unsigned>((slot_keys_.count() + kFreeThreads - 1) / kFreeThreads),
-                   kFreeThreads>>>(view_, one_key, other_key);
+      free_slots<<<simple_blocks(slot_keys_.count()), kSimpleThreads>>>(view_, one_key, other_key);
       check_launch("free_slots");
     }
     check(cudaDeviceSynchronize(), "build a table");
-    host_.keys = nullptr;
     if (options.preload && num_sets_ != 0) {
       inserter_.run([&](Staging& staging, cudaStream_t stream) {
         insert_from_host(host.keys, std::min(host.num_keys, slot_keys_.count()), kPreloadStamp,
@@ -82,7 +87,7 @@ class SlabTable : public Table {
   void lookup(const Keys& keys, const Output& out, cudaStream_t stream) override {
     for (uint64_t begin = 0; begin < keys.count; begin += pool_.max_keys()) {
       const uint64_t count = std::min(pool_.max_keys(), keys.count - begin);
-      lookup_part(keys.part(begin, count), out.from(begin * host_.embedding_dim), stream);
+      lookup_part(keys.part(begin, count), out.from(begin * dim()), stream);
     }
     lookups_.fetch_add(1, std::memory_order_relaxed);
   }
@@ -102,7 +107,32 @@ class SlabTable : public Table {
           "read counters");
     facts.inserted = counters.inserted;
     facts.evicted = counters.evicted;
+    fill_stages(&facts);
     return facts;
+  }
+
+  bool is_resident() const override { return false; }
+  uint64_t num_places() override { return slot_keys_.count(); }
+
+  void list(uint64_t first, uint64_t count, int64_t* keys, uint8_t* flags,
+            cudaStream_t stream) override {
+    order_.read(stream, [&] {
+      list_slots<<<simple_blocks(count), kSimpleThreads, 0, stream>>>(view_, first, count, keys,
+                                                                      flags);
+      check_launch("list_slots");
+    });
+  }
+
+  void rewrite(const int64_t* keys, const float* rows, uint64_t num_keys, uint8_t* flags,
+               cudaStream_t stream) override {
+    order_.write(stream, [&] {
+      ++generation_;
+      with_vec(dim(), rows, [&](auto vec) {
+        rewrite_slots<decltype(vec)><<<num_blocks(num_keys), kThreads, 0, stream>>>(
+            view_, keys, rows, num_keys, flags);
+      });
+      check_launch("rewrite_slots");
+    });
   }
 
  private:
@@ -127,12 +157,10 @@ class SlabTable : public Table {
     const RecordAtEnd used(workspace->used, stream);
     const MissLists lists = workspace->lists(keys.count, stream);
     check(cudaMemsetAsync(lists.counts, 0, sizeof(LookupCounts), stream), "clear counters");
-    {
-      const std::shared_lock<std::shared_mutex> lock(order_);
-      inserted_.hold(stream);
-      launch_lookup(keys, out, stamp, lists, stream);
-      workspace->probed.record(stream);
-    }
+    const bool sampled = clock_.samples();
+    clock_.time(sampled, kProbe, stream, [&] {
+      order_.read(stream, [&] { launch_lookup(keys, out, stamp, lists, stream); });
+    });
     LookupCounts& counts = workspace->host_counts[0];
     check(cudaMemcpyAsync(&counts, lists.counts, sizeof(counts), cudaMemcpyDeviceToHost, stream),
           "read counters");
@@ -156,18 +184,20 @@ class SlabTable : public Table {
       });
       return;
     }
-    fetch_missing(lists, counts.missing_keys, stamp, workspace->staging, out, stream);
+    fetch_missing(lists, counts.missing_keys, stamp, workspace->staging, out, sampled, stream);
     if (counts.duplicates == 0) return;
-    with_row_type(out, [&](auto* rows) {
-      repeat_rows<<<num_blocks(counts.duplicates), kThreads, 0, stream>>>(
-          lists.duplicates, lists.originals, counts.duplicates, rows, view_.dim);
+    clock_.time(sampled, kMerge, stream, [&] {
+      with_row_type(out, [&](auto* rows) {
+        repeat_rows<<<num_blocks(counts.duplicates), kThreads, 0, stream>>>(
+            lists.duplicates, lists.originals, counts.duplicates, rows, view_.dim);
+      });
+      check_launch("repeat_rows");
     });
-    check_launch("repeat_rows");
   }
 
   void launch_lookup(const Keys& keys, const Output& out, uint32_t stamp, const MissLists& lists,
                      cudaStream_t stream) {
-    with_types(keys, out, host_.embedding_dim, is_aligned(out.data),
+    with_types(keys, out, dim(), is_aligned(out.data),
                [&](auto shape, auto* data, auto* rows) {
                  using Shape = decltype(shape);
                  const uint64_t num_warps = (keys.count + Shape::kKeys - 1) / Shape::kKeys;
@@ -178,18 +208,24 @@ class SlabTable : public Table {
   }
 
   void fetch_missing(const MissLists& lists, uint64_t num_missing, uint32_t stamp,
-                     Staging& staging, const Output& out, cudaStream_t stream) {
-    staging.in_pieces(num_missing, host_.embedding_dim, stream,
-                      [&](uint64_t begin, uint64_t count, Staging::Half& half) {
-                        fetch(lists.host_keys + begin, count, half, stream);
-                        place(half, lists.positions + begin, count, out, stream);
-                        insert(lists.keys + begin, half, count, stamp, stream);
-                      });
+                     Staging& staging, const Output& out, bool sampled, cudaStream_t stream) {
+    staging.in_pieces(
+        num_missing, dim(), stream, [&](uint64_t begin, uint64_t count, Staging::Half& half) {
+          const uint64_t generation = generation_;
+          const auto started = std::chrono::steady_clock::now();
+          fetch(lists.host_keys + begin, count, half, stream);
+          if (sampled) clock_.add(kFetch, std::chrono::steady_clock::now() - started);
+          clock_.time(sampled, kMerge, stream,
+                      [&] { place(half, lists.positions + begin, count, out, stream); });
+          clock_.time(sampled, kInsert, stream, [&] {
+            insert(lists.keys + begin, half, count, generation, stamp, stream);
+          });
+        });
   }
 
   void place(const Staging::Half& fetched, const uint32_t* positions, uint64_t num_rows,
              const Output& out, cudaStream_t stream) {
-    with_vec(host_.embedding_dim, out.data, [&](auto vec) {
+    with_vec(dim(), out.data, [&](auto vec) {
       with_row_type(out, [&](auto* rows) {
         place_rows<decltype(vec)><<<num_blocks(num_rows), kThreads, 0, stream>>>(
             fetched.device_rows.get(), fetched.device_found.get(),
@@ -201,35 +237,35 @@ class SlabTable : public Table {
 
   void insert_from_host(const int64_t* keys, uint64_t num_keys, uint32_t stamp, Staging& staging,
                         cudaStream_t stream) {
-    staging.in_pieces(num_keys, host_.embedding_dim, stream,
+    staging.in_pieces(num_keys, dim(), stream,
                       [&](uint64_t begin, uint64_t count, Staging::Half& half) {
+                        const uint64_t generation = generation_;
                         std::memcpy(half.keys.get(), keys + begin, count * sizeof(int64_t));
                         fetch(keys + begin, count, half, stream);
-                        insert(half.keys.get(), half, count, stamp, stream);
+                        insert(half.keys.get(), half, count, generation, stamp, stream);
                       });
   }
 
   void fetch(const int64_t* keys, uint64_t num_keys, Staging::Half& half, cudaStream_t stream) {
-    hps_fetch(host_.model, host_.number, keys, num_keys, half.rows.get(), half.found.get());
-    half.send(num_keys, host_.embedding_dim, stream);
+    hps_fetch(host().model, host().number, keys, num_keys, half.rows.get(), half.found.get());
+    half.send(num_keys, dim(), stream);
   }
 
+  // `generation` was that of the table before the rows were fetched.
   void insert(const int64_t* keys, const Staging::Half& fetched, uint64_t num_keys,
-              uint32_t stamp, cudaStream_t stream) {
+              uint64_t generation, uint32_t stamp, cudaStream_t stream) {
     if (num_sets_ == 0) return;
-    const std::unique_lock<std::shared_mutex> lock(order_);
-    pool_.hold_for_lookups(stream);
-    inserted_.hold(stream);
-    with_vec(host_.embedding_dim, fetched.device_rows.get(), [&](auto vec) {
-      insert_rows<decltype(vec)><<<num_blocks(num_keys), kThreads, 0, stream>>>(
-          view_, keys, fetched.device_found.get(), fetched.device_rows.get(),
-          static_cast<uint32_t>(num_keys), stamp);
+    order_.write(stream, [&] {
+      if (generation_ != generation) return;
+      with_vec(dim(), fetched.device_rows.get(), [&](auto vec) {
+        insert_rows<decltype(vec)><<<num_blocks(num_keys), kThreads, 0, stream>>>(
+            view_, keys, fetched.device_found.get(), fetched.device_rows.get(),
+            static_cast<uint32_t>(num_keys), stamp);
+      });
+      check_launch("insert_rows");
     });
-    check_launch("insert_rows");
-    inserted_.record(stream);
   }
 
-  HostTable host_;
   const double threshold_;
   WorkspacePool& pool_;
   Inserter& inserter_;
@@ -240,8 +276,8 @@ class SlabTable : public Table {
   DeviceBuffer<float> default_row_;
   DeviceBuffer<SlabCounters> counters_;
   SlabView view_;
-  std::shared_mutex order_;
-  Event inserted_;
+  Order order_;
+  std::atomic<uint64_t> generation_{0};  // of the rows on the host; changes in a write
   std::atomic<uint32_t> stamp_{kPreloadStamp + 1};
   std::atomic<uint64_t> lookups_{0};
   std::atomic<uint64_t> keys_{0};

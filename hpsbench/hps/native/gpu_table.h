@@ -12,6 +12,8 @@
 #include "core.h"
 #include "gpu_cache.h"
 #include "gpu_memory.h"
+#include "gpu_order.h"
+#include "gpu_stages.h"
 
 namespace hps::gpu {
 
@@ -50,10 +52,46 @@ struct Output {
 
 class Table {
  public:
+  explicit Table(const HostTable& host) : host_(host) { host_.keys = nullptr; }
   virtual ~Table() = default;
+
+  const HostTable& host() const { return host_; }
+  uint64_t dim() const { return host_.embedding_dim; }
+  StageClock& clock() { return clock_; }
+
   // Writes the rows of `keys` to `out`, in the order of `stream`.
   virtual void lookup(const Keys& keys, const Output& out, cudaStream_t stream) = 0;
   virtual hps_gpu_facts facts() = 0;
+  // Whether it answers every key on the GPU. Then its `lookup` is to be called in an Order's read.
+  virtual bool is_resident() const = 0;
+  // Whether a launch can look up several tables of its kind, with rows of one size.
+  virtual bool shares_launches() const { return false; }
+
+  // What follows is for one thread at a time. Keys, rows and flags are in page-locked host memory.
+  // Of places 0 to num_places() - 1, writes which keys they hold; flag 0 means none.
+  virtual uint64_t num_places() = 0;
+  virtual void list(uint64_t first, uint64_t count, int64_t* keys, uint8_t* flags,
+                    cudaStream_t stream) = 0;
+  // Replaces the rows of flagged keys that are held, and sets the flags of the others to 0.
+  virtual void rewrite(const int64_t* keys, const float* rows, uint64_t num_keys, uint8_t* flags,
+                       cudaStream_t stream) = 0;
+  // Takes in keys that a resident table does not hold, and returns when it does.
+  virtual void add(const int64_t*, const float*, uint64_t, cudaStream_t) {}
+  uint64_t next_place = 0;  // to be refreshed
+
+ protected:
+  void fill_stages(hps_gpu_facts* facts) {
+    facts->sampled_lookups = clock_.sampled();
+    facts->probe_ns = clock_.ns(kProbe);
+    facts->fetch_ns = clock_.ns(kFetch);
+    facts->merge_ns = clock_.ns(kMerge);
+    facts->insertion_ns = clock_.ns(kInsert);
+  }
+
+  StageClock clock_;
+
+ private:
+  HostTable host_;
 };
 
 struct Request {
@@ -61,9 +99,9 @@ struct Request {
   Keys keys;
   Output out;
 };
-// Looks up keys of several tables, all keys and all rows of one type; resident tables share
-// launches.
-void look_up(const std::vector<Request>& requests, cudaStream_t stream);
+// Looks up keys of several tables, all keys and all rows of one type. Resident tables, whose order
+// is `resident_order`, share launches.
+void look_up(const std::vector<Request>& requests, Order& resident_order, cudaStream_t stream);
 
 // Lets Key be the type of the keys in a call of `run`.
 template <class Run>
@@ -88,9 +126,6 @@ void with_row_type(const Output& out, const Run& run) {
 // Copies `num_bytes` to the GPU, through page-locked memory and on several threads.
 void upload(void* device_memory, const void* host_memory, uint64_t num_bytes, int device);
 
-// A row that holds the default value repeated.
-DeviceBuffer<float> default_row(const HostTable& table);
-
 class WorkspacePool;
 class Inserter;
 
@@ -103,9 +138,15 @@ struct SlabOptions {
 std::unique_ptr<Table> make_slab_table(const HostTable& table, const SlabOptions& options,
                                        WorkspacePool& pool, Inserter& inserter);
 
-// All rows on the GPU, or the first `num_device_rows` there and the others in host memory.
-std::unique_ptr<Table> make_resident_table(const HostTable& table, uint64_t num_device_rows,
-                                           bool first_duplicate_counts, int device);
+// All rows on the GPU, or the first `num_device_rows` there and the others in host memory. `order`
+// must outlive it.
+struct ResidentOptions {
+  uint64_t num_device_rows;
+  bool first_duplicate_counts;
+  bool float8;  // rows of 8-bit floats, with one scale per row; then all are on the GPU
+};
+std::unique_ptr<Table> make_resident_table(const HostTable& table, const ResidentOptions& options,
+                                           Order& order, int device);
 
 }  // namespace hps::gpu
 

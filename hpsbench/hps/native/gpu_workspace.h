@@ -150,8 +150,7 @@ class Workspace {
  public:
   Staging staging;
   HostBuffer<LookupCounts> host_counts;
-  Event probed;  // the slots that the last lookup used
-  Event used;    // by all work of the last lookup
+  Event used;  // by all work of the last lookup
 };
 
 // Hands out workspaces, and makes more when all are in use; where memory is short, callers wait.
@@ -165,11 +164,6 @@ class WorkspacePool {
   uint64_t num_device_bytes() {
     const std::lock_guard<std::mutex> lock(mutex_);
     return made_.empty() ? 0 : made_.size() * made_[0]->num_device_bytes();
-  }
-  // Work that `stream` is given from now on waits for all lookups that were given to the GPU.
-  void hold_for_lookups(cudaStream_t stream) {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    for (const auto& workspace : made_) workspace->probed.hold(stream);
   }
 
   class Loan {

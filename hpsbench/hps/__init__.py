@@ -19,9 +19,17 @@ from typing import TYPE_CHECKING, Any
 from hpsbench.hps import autoload
 
 if TYPE_CHECKING:
+    from hpsbench.hps.configuration import read_configuration, write_configuration
     from hpsbench.hps.fusion import FusedModel, export_fused, fuse
     from hpsbench.hps.layers import LookupLayer, MultiLookupLayer, SparseLookupLayer
-    from hpsbench.hps.session import Init, statistics
+    from hpsbench.hps.session import (
+        Init,
+        add_models,
+        refresh,
+        remove_model,
+        statistics,
+        update,
+    )
 
 __all__ = [
     "FusedModel",
@@ -29,10 +37,16 @@ __all__ = [
     "LookupLayer",
     "MultiLookupLayer",
     "SparseLookupLayer",
+    "add_models",
     "export_fused",
     "fuse",
     "load_op",
+    "read_configuration",
+    "refresh",
+    "remove_model",
     "statistics",
+    "update",
+    "write_configuration",
 ]
 
 _HOMES = {
@@ -41,9 +55,15 @@ _HOMES = {
     "LookupLayer": "layers",
     "MultiLookupLayer": "layers",
     "SparseLookupLayer": "layers",
+    "add_models": "session",
     "export_fused": "fusion",
     "fuse": "fusion",
+    "read_configuration": "configuration",
+    "refresh": "session",
+    "remove_model": "session",
     "statistics": "session",
+    "update": "session",
+    "write_configuration": "configuration",
 }
 
 

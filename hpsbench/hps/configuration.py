@@ -20,6 +20,7 @@ _CACHE_TYPES = ("dynamic", "static", "uvm")
 _HASH_MAPS = ("hash_map", "parallel_hash_map", "multi_process_hash_map")
 _OVERFLOW_POLICIES = ("evict_random", "evict_least_used", "evict_oldest")
 _UINT64_MAX = 2**64 - 1
+_REDIS_PORT = 6379
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +123,10 @@ class ModelConfiguration:
 
 @dataclass(frozen=True, kw_only=True)
 class VolatileDatabase:
-    """`volatile_db`: the host tier. A hash map of any kind is served by our host tables."""
+    """`volatile_db`: the host tier, our host tables or Redis.
+
+    A hash map of any kind, without a limit, is the mapped tables themselves.
+    """
 
     type: str
     num_partitions: int = at_least(1, 16)
@@ -148,20 +152,35 @@ class VolatileDatabase:
     tls_client_key: str = "client_key.pem"
     tls_server_name_identification: str = "redis.localhost"
 
+    near_cache: VolatileDatabase | None = None
+
     def __post_init__(self) -> None:
-        _supported(self.type, (*_HASH_MAPS, "disabled"), not_yet=("redis_cluster",))
-        if self.type != "disabled" and (
-            self.initial_cache_rate < 1 or self.overflow_margin < _UINT64_MAX
-        ):
-            LOG.info(
-                "volatile_db: initial_cache_rate and overflow_margin are not needed: "
-                "rows stay on disk and are mapped, so every key is served"
+        _supported(self.type, (*_HASH_MAPS, "redis_cluster", "disabled"))
+        _check_filters(self.update_filters)
+        _addresses(self.address)
+        if self.near_cache is None:
+            return
+        if self.type != "redis_cluster":
+            raise Problem("near_cache", "there", 'absent unless type is "redis_cluster"')
+        if self.near_cache.type not in _HASH_MAPS:
+            raise Problem(
+                "near_cache.type", repr(self.near_cache.type), "one of " + ", ".join(_HASH_MAPS)
             )
+
+    @property
+    def bounded(self) -> bool:
+        """Whether it is to hold less than all rows."""
+        return self.initial_cache_rate < 1 or self.overflow_margin < _UINT64_MAX
+
+    @property
+    def addresses(self) -> tuple[tuple[str, int], ...]:
+        """Return the hosts and ports in `address`."""
+        return _addresses(self.address)
 
 
 @dataclass(frozen=True, kw_only=True)
 class PersistentDatabase:
-    """`persistent_db`: the tier on disk. RocksDB is not supported yet."""
+    """`persistent_db`: the tier on disk."""
 
     type: str
     path: str = "/tmp/rocksdb"
@@ -172,7 +191,8 @@ class PersistentDatabase:
     update_filters: tuple[str, ...] = ("^hps_.+$",)
 
     def __post_init__(self) -> None:
-        _supported(self.type, ("disabled",), not_yet=("rocks_db",))
+        _supported(self.type, ("rocks_db", "disabled"))
+        _check_filters(self.update_filters)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,7 +212,30 @@ class UpdateSource:
         _supported(self.type, ("disabled",), not_yet=("kafka_message_queue",))
 
 
-def _supported(kind: str, known: Sequence[str], *, not_yet: Sequence[str]) -> None:
+def _check_filters(patterns: Sequence[str]) -> None:
+    for pattern in patterns:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise Problem(
+                "update_filters", repr(pattern), f"a list of regular expressions ({error})"
+            ) from None
+
+
+def _addresses(text: str) -> tuple[tuple[str, int], ...]:
+    addresses = []
+    for part in filter(None, re.split(r"[,;\s]+", text)):
+        host, separator, port = part.rpartition(":")
+        host, port = (host, port) if separator else (part, str(_REDIS_PORT))
+        if not host or not re.fullmatch(r"[0-9]{1,5}", port) or not 0 < int(port) < 65536:
+            raise Problem("address", repr(text), "host:port, or several of them and commas between")
+        addresses.append((host, int(port)))
+    if not addresses:
+        raise Problem("address", repr(text), "host:port, or several of them and commas between")
+    return tuple(addresses)
+
+
+def _supported(kind: str, known: Sequence[str], *, not_yet: Sequence[str] = ()) -> None:
     if kind in not_yet:
         raise Problem("type", repr(kind), "another type: this one is not supported yet")
     if kind not in known:

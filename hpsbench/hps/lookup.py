@@ -11,10 +11,13 @@ import numpy as np
 import numpy.typing as npt
 
 from hpsbench.errors import HpsError
+from hpsbench.hps import gpu_caches
 from hpsbench.hps.configuration import Configuration, ModelConfiguration, read_configuration
 from hpsbench.hps.gpu_caches import attach_caches, cache_statistics, log_without_cache
 from hpsbench.hps.native.bindings import NativeModel, TableSpec
 from hpsbench.hps.sparse_model import KEY_FILE, ROWS_FILE, SparseModel, open_sparse_model
+from hpsbench.hps.tiers.model_tiers import ModelTiers
+from hpsbench.hps.tiers.refresher import start_refreshing
 
 
 class ModelTables:
@@ -39,11 +42,18 @@ class ModelTables:
         sparse_models = _sparse_models(configuration, model)
         self._native = NativeModel(_table_specs(configuration, model, sparse_models))
         self.embedding_dims = self._native.embedding_dims
+        self._tiers = ModelTiers(configuration, model, self._native, sparse_models)
         self.gpus: tuple[int, ...] = ()
         if without_gpus is None:
             self.gpus = attach_caches(self._native, model, [m.keys for m in sparse_models])
+            self._tell_gpus_what_was_updated()
         else:
             log_without_cache(model, without_gpus)
+        share = model.cache_refresh_percentage_per_iteration or 1.0
+        self._stop_refreshing = start_refreshing(
+            self, self.model_name, lambda tables: tables.refresh(share),
+            delay_s=model.refresh_delay, interval_s=model.refresh_interval,
+        )  # fmt: skip
 
     def lookup(
         self, table_id: int, keys: npt.ArrayLike, out: npt.NDArray[np.float32] | None = None
@@ -53,12 +63,7 @@ class ModelTables:
         Missing keys have the table's default. `out` is written to, and returned, where given.
         Raises HpsError for an unknown table, other keys or an unfit `out`.
         """
-        if not 0 <= table_id < len(self.table_names):
-            raise HpsError(
-                f"model {self.model_name} has {len(self.table_names)} tables, and table_id is "
-                f"{table_id}",
-                hint="tables are numbered from 0, in the order of sparse_files",
-            )
+        self._check_table_id(table_id)
         keys = self._keys(keys)
         counts = np.zeros(len(self.table_names), np.uint64)
         counts[table_id] = keys.size
@@ -101,14 +106,44 @@ class ModelTables:
             )
         return counts.astype(np.uint64)
 
+    def update(self, table: int | str, keys: npt.ArrayLike, rows: npt.ArrayLike) -> None:
+        """Set rows, float32[n, dim], of int[n] `keys`, known or new, in all tiers and GPU caches.
+
+        Lookups that start when this has returned get them, whole. Of a repeated key the last row
+        counts. Raises HpsError for an unknown table, other shapes, or where no tier takes updates.
+        """
+        table_id = self._table_id(table)
+        keys, rows = self._checked_update(table_id, keys, rows)
+        if len(keys) == 0:
+            return
+        self._tiers.update(table_id, keys, rows)
+        if self.gpus:
+            gpu_caches.update(self._native, self.gpus, table_id, keys, rows)
+
+    def refresh(self, share: float = 1.0) -> None:
+        """Rewrite what is cached of the tables, on the host and on GPUs, from what lies below.
+
+        `share`, above 0 to 1, is how much of each GPU cache is rewritten.
+        """
+        self._tiers.refresh()
+        if self.gpus:
+            gpu_caches.refresh(self._native, self.gpus, range(len(self.table_names)), share)
+
+    def close(self) -> None:
+        """Let databases and background threads go; mapped and updated rows still answer."""
+        self._stop_refreshing()
+        self._tiers.close()
+
     def statistics(self) -> dict[str, dict[str, Any]]:
         """Return each table's `TableFacts`, as a dict, by the table's name.
 
-        They count what the host was asked. `gpu_caches` in it has the table's `GpuFacts` by device.
+        They count what the host was asked. `tiers` in it has the `TierFacts` of each tier, which
+        also count what GPU caches fetched, and `gpu_caches` the table's `GpuFacts` by device.
         """
         return {
             name: {
                 **dataclasses.asdict(self._native.facts(i)),
+                "tiers": self._tiers.statistics(i),
                 "gpu_caches": cache_statistics(self._native, self.gpus, i),
             }
             for i, name in enumerate(self.table_names)
@@ -122,6 +157,53 @@ class ModelTables:
     def register(self, name: str) -> None:
         """Let the TensorFlow operation ask these tables as model `name`."""
         self._native.register(name)
+
+    def _tell_gpus_what_was_updated(self) -> None:
+        for table in range(len(self.table_names)):
+            keys, rows = self._tiers.updated_rows(table)
+            if self.gpus and len(keys):
+                gpu_caches.update(self._native, self.gpus, table, keys, rows)
+
+    def _table_id(self, table: int | str) -> int:
+        if isinstance(table, str):
+            if table not in self.table_names:
+                raise HpsError(
+                    f"model {self.model_name} has no table {table!r}",
+                    hint="it has " + ", ".join(self.table_names),
+                )
+            return self.table_names.index(table)
+        self._check_table_id(table)
+        return table
+
+    def _check_table_id(self, table_id: int) -> None:
+        if not 0 <= table_id < len(self.table_names):
+            raise HpsError(
+                f"model {self.model_name} has {len(self.table_names)} tables, and table_id is "
+                f"{table_id}",
+                hint="tables are numbered from 0, in the order of sparse_files",
+            )
+
+    def _checked_update(
+        self, table_id: int, keys: npt.ArrayLike, rows: npt.ArrayLike
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+        keys, rows = np.asarray(keys), np.asarray(rows)
+        if keys.size == 0:
+            keys = keys.astype(np.int64)
+        dim = self.embedding_dims[table_id]
+        if (
+            keys.ndim != 1 or keys.dtype not in (np.int64, np.int32)
+            or rows.shape != (len(keys), dim) or rows.dtype != np.float32
+        ):  # fmt: skip
+            raise HpsError(
+                f"model {self.model_name}: keys are {keys.dtype}{list(keys.shape)} and rows "
+                f"{rows.dtype}{list(rows.shape)}",
+                hint=f"pass int64 keys [n] and float32 rows [n, {dim}]",
+            )
+        keys = keys.astype(np.int64)
+        # Of a repeated key, the last row.
+        _, last = np.unique(keys[::-1], return_index=True)
+        order = np.sort(len(keys) - 1 - last)
+        return np.ascontiguousarray(keys[order]), np.ascontiguousarray(rows[order])
 
     def _keys(self, keys: npt.ArrayLike) -> npt.NDArray[Any]:
         array = np.asarray(keys)

@@ -18,8 +18,8 @@ from hpsbench.hps.native.tiers import (
     preload,
     refresh,
     tier_facts,
+    tier_keys,
     update,
-    volatile_keys,
 )
 from tests.tiers.native_tables import DEFAULT, ask, native_model
 
@@ -70,7 +70,7 @@ class VolatileTable(RuleBasedStateMachine):
             self.held.setdefault(key, Held(uses=1, last_use=self.now))
         if len(self.held) <= self.margin:
             return
-        left = set(volatile_keys(self.native, 0).tolist())
+        left = set(tier_keys(self.native, 0, Tier.VOLATILE).tolist())
         assert left <= set(self.held)
         assert len(left) == self.target
         gone = {key: self.held.pop(key) for key in set(self.held) - left}
@@ -121,7 +121,7 @@ class VolatileTable(RuleBasedStateMachine):
         if not hasattr(self, "native"):
             return
         facts = tier_facts(self.native, 0, Tier.VOLATILE)
-        assert set(volatile_keys(self.native, 0).tolist()) == set(self.held)
+        assert set(tier_keys(self.native, 0, Tier.VOLATILE).tolist()) == set(self.held)
         assert facts.num_rows == len(self.held) <= self.margin
         assert (facts.evicted, facts.inserted) == (self.evicted, self.evicted + len(self.held))
 
@@ -146,7 +146,7 @@ def test_the_policy_says_who_goes(tmp_path, policy, share, left):
         ask(native, [0, 1, 2, 3])
     ask(native, [4, 5, 6, 7])
     preload(native, 0, np.array([8]))
-    assert set(volatile_keys(native, 0).tolist()) == left
+    assert set(tier_keys(native, 0, Tier.VOLATILE).tolist()) == left
 
 
 def test_rows_are_spread_over_partitions_each_with_its_margin(tmp_path):

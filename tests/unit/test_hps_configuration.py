@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import logging
 import re
 
 import pytest
@@ -163,7 +162,7 @@ def test_a_wrong_field_of_a_model_is_named(model, problem, rule):
     assert str(caught.value) == f"configuration ps.json: {problem}\n  hint: it must be {rule}"
 
 
-VOLATILE = "one of hash_map, parallel_hash_map, multi_process_hash_map, disabled, redis_cluster"
+VOLATILE = "one of hash_map, parallel_hash_map, multi_process_hash_map, redis_cluster, disabled"
 WRONG_FILES = {
     "key type missing": ({"supportlonglong": None}, "supportlonglong is missing",
                          "there; it is true or false"),
@@ -181,8 +180,21 @@ WRONG_FILES = {
                               "there; it is a string"),
     "volatile type": ({"volatile_db": {"type": "hashmap"}}, "volatile_db.type is 'hashmap'",
                       VOLATILE),
-    "redis": ({"volatile_db": {"type": "redis_cluster"}}, "volatile_db.type is 'redis_cluster'",
-              "another type: this one is not supported yet"),
+    "filter": ({"volatile_db": {"type": "hash_map", "update_filters": ["^hps_", "("]}},
+               "volatile_db.update_filters is '('",
+               "a list of regular expressions (missing ), unterminated subpattern at position 0)"),
+    "address": ({"volatile_db": {"type": "redis_cluster", "address": "a:1,b:65536"}},
+                "volatile_db.address is 'a:1,b:65536'",
+                "host:port, or several of them and commas between"),
+    "no address": ({"volatile_db": {"type": "redis_cluster", "address": " ,"}},
+                   "volatile_db.address is ' ,'",
+                   "host:port, or several of them and commas between"),
+    "near_cache": ({"volatile_db": {"type": "hash_map", "near_cache": {"type": "hash_map"}}},
+                   "volatile_db.near_cache is there", 'absent unless type is "redis_cluster"'),
+    "near_cache type": ({"volatile_db": {"type": "redis_cluster",
+                                         "near_cache": {"type": "redis_cluster"}}},
+                        "volatile_db.near_cache.type is 'redis_cluster'",
+                        "one of hash_map, parallel_hash_map, multi_process_hash_map"),
     "policy": ({"volatile_db": {"type": "hash_map", "overflow_policy": "lru"}},
                "volatile_db.overflow_policy is 'lru'",
                "one of evict_random, evict_least_used, evict_oldest"),
@@ -191,10 +203,12 @@ WRONG_FILES = {
                "from 1 to 18446744073709551615"),
     "cache rate": ({"volatile_db": {"type": "hash_map", "initial_cache_rate": 1.01}},
                    "volatile_db.initial_cache_rate is 1.01", "from 0.0 to 1.0"),
-    "rocksdb": ({"persistent_db": {"type": "rocks_db"}}, "persistent_db.type is 'rocks_db'",
-                "another type: this one is not supported yet"),
+    "persistent filter": ({"persistent_db": {"type": "rocks_db", "update_filters": ["["]}},
+                          "persistent_db.update_filters is '['",
+                          "a list of regular expressions (unterminated character set at position 0)"
+                          ),
     "persistent type": ({"persistent_db": {"type": "sqlite"}}, "persistent_db.type is 'sqlite'",
-                        "one of disabled, rocks_db"),
+                        "one of rocks_db, disabled"),
     "kafka": ({"update_source": {"type": "kafka_message_queue"}},
               "update_source.type is 'kafka_message_queue'",
               "another type: this one is not supported yet"),
@@ -260,13 +274,18 @@ def test_a_hash_map_of_any_kind_is_the_host_table(kind):
     assert parse(document(volatile_db={"type": kind})).volatile_db == VolatileDatabase(type=kind)
 
 
-def test_limits_of_the_hash_map_are_said_to_be_needless(caplog):
-    caplog.set_level(logging.INFO)
-    parse(document(volatile_db={"type": "hash_map", "initial_cache_rate": 0.5}))
-    assert [record.getMessage() for record in caplog.records] == [
-        "volatile_db: initial_cache_rate and overflow_margin are not needed: "
-        "rows stay on disk and are mapped, so every key is served"
-    ]
+def test_several_addresses_are_told_apart():
+    section = parse(document(volatile_db={"type": "redis_cluster", "address": "a:1, b;c:70"}))
+    assert section.volatile_db.addresses == (("a", 1), ("b", 6379), ("c", 70))
+
+
+@pytest.mark.parametrize(
+    ("limits", "bounded"),
+    [({}, False), ({"initial_cache_rate": 0.5}, True), ({"overflow_margin": 10}, True)],
+)
+def test_a_hash_map_with_a_limit_is_bounded(limits, bounded):
+    section = parse(document(volatile_db={"type": "hash_map", **limits})).volatile_db
+    assert section.bounded is bounded
 
 
 def test_what_is_written_is_read_back(tmp_path):

@@ -63,7 +63,8 @@ def test_another_content_is_an_error(ps_config_file, tmp_path):
         hps.Init(ps_config_file=other)
     assert str(caught.value) == (
         f"this process is initialised from {ps_config_file}, and {other} says otherwise\n"
-        "  hint: use one configuration per process; it can name several models"
+        "  hint: use one configuration per process; it can name several models, and "
+        "hps.add_models adds those of another"
     )
 
 

@@ -140,10 +140,10 @@ hps_status hps_model_preload(hps_model* model, int32_t table, const int64_t* key
   return guarded(error, [&] { model->model.tiers(table, nullptr).preload(keys, num_keys); });
 }
 
-uint64_t hps_model_volatile_keys(const hps_model* model, int32_t table, int64_t* keys,
-                                 uint64_t capacity) {
+uint64_t hps_model_tier_keys(const hps_model* model, int32_t table, hps_tier tier, int64_t* keys,
+                             uint64_t capacity) {
   const hps::TableTiers* const tiers = model->model.table(table).tiers();
-  return tiers == nullptr ? 0 : tiers->volatile_keys(keys, capacity);
+  return tiers == nullptr ? 0 : tiers->keys(tier, keys, capacity);
 }
 
 hps_status hps_model_refresh(hps_model* model, int32_t table, hps_error* error) {

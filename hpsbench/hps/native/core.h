@@ -169,10 +169,10 @@ void hps_model_tier_facts(const hps_model* model, int32_t table, hps_tier tier,
 // Puts the rows of these keys into the volatile tier, from what lies below it.
 hps_status hps_model_preload(hps_model* model, int32_t table, const int64_t* keys,
                              uint64_t num_keys, hps_error* error);
-// The keys that the volatile tier holds now: writes up to `capacity` of them, and returns how many
-// there are.
-uint64_t hps_model_volatile_keys(const hps_model* model, int32_t table, int64_t* keys,
-                                 uint64_t capacity);
+// The keys that HPS_TIER_VOLATILE or HPS_TIER_UPDATED holds now: writes up to `capacity` of them, and
+// returns how many there are.
+uint64_t hps_model_tier_keys(const hps_model* model, int32_t table, hps_tier tier, int64_t* keys,
+                             uint64_t capacity);
 // Rewrites the rows of the volatile tier from what lies below it.
 hps_status hps_model_refresh(hps_model* model, int32_t table, hps_error* error);
 // Sets the rows of keys, old or new, in the volatile tier and in the rows updated since load. A

@@ -290,10 +290,16 @@ void TableTiers::preload(const int64_t* keys, uint64_t num_keys) {
   }
 }
 
-uint64_t TableTiers::volatile_keys(int64_t* keys, uint64_t capacity) const {
+const VolatileTable* TableTiers::rows_of(hps_tier tier) const {
+  if (tier == HPS_TIER_VOLATILE) return volatile_.get();
+  return tier == HPS_TIER_UPDATED ? updated_.load(std::memory_order_acquire) : nullptr;
+}
+
+uint64_t TableTiers::keys(hps_tier tier, int64_t* keys, uint64_t capacity) const {
+  const VolatileTable* const rows = rows_of(tier);
   uint64_t count = 0;
-  for (uint32_t p = 0; volatile_ != nullptr && p < volatile_->num_partitions(); ++p) {
-    for (const int64_t key : volatile_->keys(p)) {
+  for (uint32_t p = 0; rows != nullptr && p < rows->num_partitions(); ++p) {
+    for (const int64_t key : rows->keys(p)) {
       if (count < capacity) keys[count] = key;
       ++count;
     }
@@ -321,10 +327,7 @@ void TableTiers::facts(hps_tier tier, hps_tier_facts* facts) const {
   *facts = {counters.keys.load(std::memory_order_relaxed),
             counters.hits.load(std::memory_order_relaxed),
             counters.ns.load(std::memory_order_relaxed), 0, 0, 0, 0};
-  const VolatileTable* const rows =
-      tier == HPS_TIER_VOLATILE  ? volatile_.get()
-      : tier == HPS_TIER_UPDATED ? updated_.load(std::memory_order_acquire)
-                                 : nullptr;
+  const VolatileTable* const rows = rows_of(tier);
   if (rows == nullptr) return;
   facts->inserted = rows->inserted();
   facts->evicted = rows->evicted();

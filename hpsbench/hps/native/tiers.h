@@ -69,7 +69,7 @@ class TableTiers {
   void update(const int64_t* keys, uint64_t num_keys, const float* rows);
   // Has the volatile tier hold these keys, as far as there are rows for them below.
   void preload(const int64_t* keys, uint64_t num_keys);
-  uint64_t volatile_keys(int64_t* keys, uint64_t capacity) const;
+  uint64_t keys(hps_tier tier, int64_t* keys, uint64_t capacity) const;
   // Rewrites the volatile tier from what lies below it.
   void refresh();
   void facts(hps_tier tier, hps_tier_facts* facts) const;
@@ -85,6 +85,7 @@ class TableTiers {
   uint64_t ask(hps_tier tier, const int64_t* keys, uint64_t num_keys, float* out, uint8_t* found,
                bool* wants_missing);
   VolatileTable& updated_rows();
+  const VolatileTable* rows_of(hps_tier tier) const;
 
   Table& table_;
   const int32_t number_;

@@ -152,7 +152,7 @@ def _core() -> Any:
         "hps_model_set_tiers": (int32, (pointer, int32, ctypes.POINTER(_TierOptions), error)),
         "hps_model_tier_facts": (None, (pointer, int32, int32, ctypes.POINTER(_TierFacts))),
         "hps_model_preload": (int32, (pointer, int32, pointer, uint64, error)),
-        "hps_model_volatile_keys": (uint64, (pointer, int32, pointer, uint64)),
+        "hps_model_tier_keys": (uint64, (pointer, int32, int32, pointer, uint64)),
         "hps_model_refresh": (int32, (pointer, int32, error)),
         "hps_model_update": (int32, (pointer, int32, pointer, uint64, pointer, error)),
         "hps_fetch_from": (
@@ -208,12 +208,12 @@ def preload(model: NativeModel, table: int, keys: npt.NDArray[np.int64]) -> None
     _call("hps_model_preload", model.handle, table, keys.ctypes.data, len(keys))
 
 
-def volatile_keys(model: NativeModel, table: int) -> npt.NDArray[np.int64]:
-    """Return int64[n], the keys that the volatile tier holds now, in no order."""
-    count = tier_facts(model, table, Tier.VOLATILE).num_rows
+def tier_keys(model: NativeModel, table: int, tier: Tier) -> npt.NDArray[np.int64]:
+    """Return int64[n], the keys that VOLATILE or UPDATED holds now, in no order."""
+    count = tier_facts(model, table, tier).num_rows
     while True:  # more may come meanwhile
         keys = np.empty(count, np.int64)
-        held = _core().hps_model_volatile_keys(model.handle, table, keys.ctypes.data, count)
+        held = _core().hps_model_tier_keys(model.handle, table, tier, keys.ctypes.data, count)
         if held <= count:
             return keys[:held]
         count = held

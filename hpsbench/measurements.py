@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from hpsbench import stats
 from hpsbench.load.interleaved import ParticipantRun, Step, StepCount
@@ -47,6 +47,8 @@ class LaunchMeasurement:
     reference_p50_ns: int
     server: ServerTimes | None
     server_rounds: tuple[ServerTimes, ...] = ()
+    hit_rates: Mapping[str, float] = field(default_factory=dict)
+    """Hits over keys, warm-up included, of each tier that the variant's lookups asked."""
     telemetry: Telemetry | None = None
     """The machine while this variant and those beside it were asked; None where nobody watched."""
     stages: StageProfile | None = None
@@ -112,6 +114,7 @@ def observe(
     reference: str,
     min_requests: int,
     telemetry: Telemetry | None = None,
+    hit_rates: Mapping[str, float] | None = None,
 ) -> Observation:
     """Return what launch `number` says of `variant`, out of its interleaved run.
 
@@ -124,10 +127,13 @@ def observe(
     told = [f"{name} {problem}" for name, problem in problems if problem is not None]
     if telemetry is not None and telemetry.problem is not None:
         told.append(telemetry.problem)
+    launch = _launch(number, own, base)
+    if launch is not None:
+        launch = replace(launch, telemetry=telemetry, hit_rates=hit_rates or {})
     return Observation(
         variant=variant,
         number=number,
-        launch=_launch(number, own, base, telemetry),
+        launch=launch,
         problem=f"launch {number}: {told[0]}" if told else None,
         interleaved_with=tuple(name for name in run if name != variant),
         engine=own.engine,
@@ -196,9 +202,7 @@ def server_times(run: ParticipantRun) -> tuple[ServerTimes | None, tuple[ServerT
     return whole, tuple(r for r in rounds if r is not None)
 
 
-def _launch(
-    number: int, own: ParticipantRun, base: ParticipantRun, telemetry: Telemetry | None
-) -> LaunchMeasurement | None:
+def _launch(number: int, own: ParticipantRun, base: ParticipantRun) -> LaunchMeasurement | None:
     records = own.records
     latencies_ns, reference_ns = records.latencies_ns, base.records.latencies_ns
     if not len(latencies_ns) or not len(reference_ns):
@@ -216,7 +220,6 @@ def _launch(
         reference_p50_ns=reference.p50_ns,
         server=server,
         server_rounds=server_rounds,
-        telemetry=telemetry,
         stages=None
         if own.traced is None or base.traced is None
         else profile(own.traced, base.traced),

@@ -22,6 +22,7 @@ from hpsbench.models.build import Build
 from hpsbench.models.dlrm import Batch, forward, numerical_features
 from hpsbench.models.variants import Variant
 from hpsbench.servers.endpoint import Endpoint
+from hpsbench.servers.statistics import LookupCount
 from hpsbench.servers.triton import TritonServer, running_triton
 from hpsbench.session import NUMPY
 from hpsbench.tables import key_stream
@@ -84,6 +85,17 @@ class ServedVariants:
                 close=limit.restore_original_limits,
             ),
         ]
+
+    def lookups(self) -> dict[str, dict[str, LookupCount]]:
+        """Return what each variant's lookups counted so far, by tier, of those that tell."""
+        told = self.server.lookups()
+        found: dict[str, dict[str, LookupCount]] = {}
+        for variant in self.build.variants:
+            for tiers in (told[model] for model in variant.models if model in told):
+                own = found.setdefault(variant.name, {})
+                for tier, count in tiers.items():
+                    own[tier] = own.get(tier, LookupCount()) + count
+        return found
 
     def check_alive(self) -> None:
         """Raise ServerDied, with the last lines of its log, unless the server still runs."""

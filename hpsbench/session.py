@@ -13,6 +13,7 @@ from hpsbench.errors import ConfigError
 from hpsbench.load.interleaved import Interleaved, Participant, ParticipantRun
 from hpsbench.load.traced import run_traced
 from hpsbench.measurements import Measurement, Observation, assemble, observe
+from hpsbench.servers.statistics import LookupCount
 from hpsbench.telemetry import Telemetry, Watch, unwatched
 from hpsbench.workload import row_of, split_row
 
@@ -41,6 +42,13 @@ class Launch(Protocol):
 
     def check_alive(self) -> None:
         """Raise ServerDied unless every server still runs."""
+
+
+class VariantLaunch(Launch, Protocol):
+    """Fresh servers with the variants of a suite, which count what they look up."""
+
+    def lookups(self) -> Mapping[str, Mapping[str, LookupCount]]:
+        """Return each variant's counters by tier, from the top, of those that tell."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +97,7 @@ def needed(plan: Plan, batch_size: int, keys: str = "") -> tuple[str, ...]:
 def run_session(
     suite: Suite,
     plan: Plan,
-    launch: Callable[[], AbstractContextManager[Launch]],
+    launch: Callable[[], AbstractContextManager[VariantLaunch]],
     progress: Callable[[Progress], None] = lambda _: None,
     *,
     watch: Watch = unwatched,
@@ -132,10 +140,12 @@ def run_session(
                     clock_ns=clock_ns,
                     sleep=sleep,
                 )
+                before = launched.lookups()
                 with watch() as watched:
                     names, traced = needed(plan, size, keys), _traced(loop, load)
                     run = run_batch_size(loop, launched, names, size, keys, traced=traced)
-                part = _part(load, plan, number, phase, run, watched.telemetry)
+                rates = hit_rates(before, launched.lookups())
+                part = _part(load, plan, number, phase, run, watched.telemetry, rates)
                 parts[number, phase] = part
                 on_part(part)
     return {
@@ -171,6 +181,7 @@ def _part(
     phase: tuple[int, str],
     run: Mapping[str, ParticipantRun],
     telemetry: Telemetry | None,
+    rates: Mapping[str, Mapping[str, float]],
 ) -> SessionPart:
     batch_size, keys = phase
     return SessionPart(
@@ -185,10 +196,24 @@ def _part(
                 reference=reference_of(variant),
                 min_requests=load.min_requests,
                 telemetry=telemetry,
+                hit_rates=rates.get(split_row(variant)[0], {}),
             )
             for variant in _rows(plan, batch_size, keys)
         ),
     )
+
+
+def hit_rates(
+    before: Mapping[str, Mapping[str, LookupCount]], after: Mapping[str, Mapping[str, LookupCount]]
+) -> dict[str, dict[str, float]]:
+    """Return the hit rate of each variant and tier between two readings, where keys were asked."""
+    rates: dict[str, dict[str, float]] = {}
+    for variant, tiers in after.items():
+        for tier, count in tiers.items():
+            counted = count - before.get(variant, {}).get(tier, LookupCount())
+            if counted.keys > 0:
+                rates.setdefault(variant, {})[tier] = round(counted.hits / counted.keys, 6)
+    return rates
 
 
 def _check(load: LoadConfig, plan: Plan) -> None:

@@ -15,6 +15,26 @@ from hpsbench.servers import http
 ENGINE_METRIC = "hpsbench_engine"
 _ENGINE = re.compile(rf'{ENGINE_METRIC}\{{(?=.*model="([^"]*)").*engine="([^"]*)"')
 
+#: The metrics by which our models tell what their lookups asked of each tier, and had there.
+LOOKUP_KEYS_METRIC, LOOKUP_HITS_METRIC = "hpsbench_lookup_keys", "hpsbench_lookup_hits"
+_LOOKUP = re.compile(
+    rf'({LOOKUP_KEYS_METRIC}|{LOOKUP_HITS_METRIC})\{{(?=.*model="([^"]*)").*tier="([^"]*)"'
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LookupCount:
+    """Keys asked of one tier of a parameter server since it was loaded, and those it had."""
+
+    keys: int = 0
+    hits: int = 0
+
+    def __sub__(self, earlier: LookupCount) -> LookupCount:
+        return LookupCount(keys=self.keys - earlier.keys, hits=self.hits - earlier.hits)
+
+    def __add__(self, other: LookupCount) -> LookupCount:
+        return LookupCount(keys=self.keys + other.keys, hits=self.hits + other.hits)
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelStatistics:
@@ -109,3 +129,16 @@ def parse_metrics(text: str) -> dict[str, float]:
     # Label values may hold blanks; the number is what follows the last one.
     samples = (line.rpartition(" ") for line in lines)
     return {name: float(value) for name, _, value in samples}
+
+
+def lookup_counts(metrics: Mapping[str, float]) -> dict[str, dict[str, LookupCount]]:
+    """Return what each model's lookups counted, by model and tier, its tables added up."""
+    found: dict[str, dict[str, LookupCount]] = {}
+    for name, value in metrics.items():
+        told = _LOOKUP.match(name)
+        if told is not None:
+            kind, model, tier = told.groups()
+            tiers = found.setdefault(model, {})
+            field = "keys" if kind == LOOKUP_KEYS_METRIC else "hits"
+            tiers[tier] = tiers.get(tier, LookupCount()) + LookupCount(**{field: int(value)})
+    return found

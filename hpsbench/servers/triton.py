@@ -16,8 +16,10 @@ from hpsbench.servers.installation import find_triton
 from hpsbench.servers.launch import STOP_GRACE_S, died, launch
 from hpsbench.servers.process import ChildProcess
 from hpsbench.servers.statistics import (
+    LookupCount,
     ModelStatistics,
     engines,
+    lookup_counts,
     read_metrics,
     read_statistics,
 )
@@ -116,6 +118,10 @@ class TritonServer:
     def engines(self) -> dict[str, str]:
         """Return what runs each model (`ONNX Runtime 1.32.0, CPU`), of those that tell."""
         return engines(self.server_metrics())
+
+    def lookups(self) -> dict[str, dict[str, LookupCount]]:
+        """Return what each model's lookups counted, by model and tier, of those that tell."""
+        return lookup_counts(self.server_metrics())
 
     def is_alive(self) -> bool:
         """Return whether the process runs; for somebody else's, whether it answers."""

@@ -14,8 +14,10 @@ from hpsbench.errors import ConfigError, ServerError
 from hpsbench.servers import http
 from hpsbench.servers.attach import attach, parse_url
 from hpsbench.servers.statistics import (
+    LookupCount,
     ModelStatistics,
     engines,
+    lookup_counts,
     parse_metrics,
     parse_statistics,
     read_metrics,
@@ -198,3 +200,21 @@ def test_models_tell_what_runs_them_in_a_metric() -> None:
         "a": "ONNX Runtime 1.32.0, CPU",
         "b": "TensorFlow 2.21.0, GPU",
     }
+
+
+def test_lookups_are_counted_by_model_and_tier_over_all_tables() -> None:
+    text = """
+hpsbench_lookup_keys{model="hps_tf",table="a",tier="GPU 0 cache"} 100
+hpsbench_lookup_keys{model="hps_tf",table="b",tier="GPU 0 cache"} 50
+hpsbench_lookup_hits{model="hps_tf",table="a",tier="GPU 0 cache"} 90
+hpsbench_lookup_hits{model="hps_tf",table="b",tier="GPU 0 cache"} 50
+hpsbench_lookup_keys{model="other",table="a",tier="host table"} 7
+hpsbench_engine{model="hps_tf",engine="TensorFlow"} 1
+"""
+    counted = lookup_counts(parse_metrics(text))
+    assert counted == {
+        "hps_tf": {"GPU 0 cache": LookupCount(keys=150, hits=140)},
+        "other": {"host table": LookupCount(keys=7)},
+    }
+    later = LookupCount(keys=170, hits=150) - counted["hps_tf"]["GPU 0 cache"]
+    assert later == LookupCount(keys=20, hits=10)

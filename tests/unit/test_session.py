@@ -13,6 +13,7 @@ from hpsbench.config import LoadConfig, Suite, TableConfig
 from hpsbench.errors import ConfigError, RequestError, ServerDied
 from hpsbench.load.interleaved import Participant
 from hpsbench.servers.endpoint import Endpoint
+from hpsbench.servers.statistics import LookupCount
 from hpsbench.servers.traces import RequestTrace
 from hpsbench.session import NUMPY, Progress, needed, reference_of, run_session
 from hpsbench.workload import row_of
@@ -59,6 +60,11 @@ class FakeHost:
         finally:
             self.stopped += 1
             self.now_ns += self.startup_ms * MS // 2
+
+    def lookups(self) -> dict[str, dict[str, LookupCount]]:
+        asked = sum(n for (row, _), n in self.asked.items() if row.startswith("hps_tf"))
+        missed = sum(n for (row, _), n in self.asked.items() if row == "hps_tf-zipf")
+        return {"hps_tf": {"cache": LookupCount(keys=100 * asked, hits=100 * asked - 25 * missed)}}
 
     def check_alive(self) -> None:
         if self.dead:
@@ -137,6 +143,9 @@ def test_other_keys_are_rows_that_are_compared_among_themselves() -> None:
     assert zipf.interleaved_with == ("native_tf-zipf", "numpy")
     assert {launch.ratio_p10 for launch in zipf.launches} == {2.0}
     assert measurements["hps_tf", 4].interleaved_with == ("native_tf", "numpy")
+    assert {launch.hit_rates["cache"] for launch in zipf.launches} == {0.75}
+    assert measurements["hps_tf", 4].launches[0].hit_rates == {"cache": 1.0}
+    assert measurements["native_tf", 4].launches[0].hit_rates == {}
     assert [(p.batch_size, p.keys) for p in seen[:3]] == [(None, ""), (4, ""), (4, "zipf")]
     assert reference_of("native_tf-zipf") == "numpy"
 

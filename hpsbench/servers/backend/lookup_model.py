@@ -10,6 +10,7 @@ import triton_python_backend_utils as pb_utils
 
 from hpsbench.errors import BenchError
 from hpsbench.hps.lookup import open_model
+from hpsbench.servers.backend.lookup_metrics import LookupMetrics
 
 
 class TritonPythonModel:
@@ -23,9 +24,12 @@ class TritonPythonModel:
         self._tables = open_model(
             parameters["ps_config_file"]["string_value"], parameters["hps_model"]["string_value"]
         )
+        self._lookups = LookupMetrics(arguments["model_name"], self._tables.statistics)
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
-        return [self._respond(request) for request in requests]
+        responses = [self._respond(request) for request in requests]
+        self._lookups.update()
+        return responses
 
     def _respond(self, request: Any) -> Any:
         keys = pb_utils.get_input_tensor_by_name(request, "KEYS").as_numpy().reshape(-1)

@@ -15,6 +15,7 @@ from hpsbench.errors import BenchError
 from hpsbench.hps.lookup import ModelTables, open_model
 from hpsbench.models.onnx_engine import Buffer, EngineOptions, OnnxEngine
 from hpsbench.servers.backend.engine_metric import EngineMetric
+from hpsbench.servers.backend.lookup_metrics import LookupMetrics
 
 _DTYPES: dict[str, type[np.floating[Any]]] = {
     "tensor(float)": np.float32,
@@ -40,10 +41,13 @@ class TritonPythonModel:
             EngineOptions(tensor_float_32=parameters["tensor_float_32"] == "true"),
         )
         self._dlrm = HostDlrm(tables, engine)
+        self._lookups = LookupMetrics(arguments["model_name"], tables.statistics)
         self._metric = EngineMetric(arguments["model_name"], engine.description)
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
-        return [self._respond(request) for request in requests]
+        responses = [self._respond(request) for request in requests]
+        self._lookups.update()
+        return responses
 
     def _respond(self, request: Any) -> Any:
         keys, numerical = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import tensorflow as tf
 import triton_python_backend_utils as pb_utils
 
 from hpsbench.servers.backend.engine_metric import EngineMetric
+from hpsbench.servers.backend.lookup_metrics import LookupMetrics
 
 
 class TritonPythonModel:
@@ -31,8 +32,13 @@ class TritonPythonModel:
             # Several models share the device, and TensorFlow would take all of it for each.
             tf.config.experimental.set_memory_growth(gpu, True)
         parameters = {k: v["string_value"] for k, v in config["parameters"].items()}
+        self._lookups = None
         if "import" in parameters:
-            importlib.import_module(parameters["import"])
+            module = importlib.import_module(parameters["import"])
+            if hasattr(module, "statistics"):
+                self._lookups = LookupMetrics(
+                    arguments["model_name"], lambda: _tables_of(module.statistics())
+                )
         tf.config.experimental.enable_tensor_float_32_execution(
             parameters["tensor_float_32"] == "true"
         )
@@ -45,7 +51,10 @@ class TritonPythonModel:
         self._outputs = [o["name"] for o in config["output"]]
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
-        return [self._respond(request) for request in requests]
+        responses = [self._respond(request) for request in requests]
+        if self._lookups is not None:
+            self._lookups.update()
+        return responses
 
     def _respond(self, request: Any) -> Any:
         try:
@@ -62,6 +71,11 @@ class TritonPythonModel:
         except tf.errors.OpError as error:
             return pb_utils.InferenceResponse(error=pb_utils.TritonError(error.message))
         return pb_utils.InferenceResponse(tensors)
+
+
+def _tables_of(statistics: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the facts of every model's tables by one name."""
+    return {f"{m}/{table}": facts for m, ts in statistics.items() for table, facts in ts.items()}
 
 
 def _description() -> str:

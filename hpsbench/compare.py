@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
-from hpsbench import revisions, runs, selftest
-from hpsbench.config import ServerConfig, environment, load_suite
+from hpsbench import comparisons, revisions, runs, selftest
+from hpsbench.answers import TOLERANCE, AnswerDifference, Answers, answer_difference
+from hpsbench.comparisons import StoredComparison, compared_launches
+from hpsbench.config import PROTOCOLS, ServerConfig, environment, load_suite
 from hpsbench.duet import BASELINE, CANDIDATE, DuetPolicy, DuetSession, judge_duet, pooled
-from hpsbench.duet_session import LaunchDone, Pair, run_duet
-from hpsbench.errors import ConfigError
+from hpsbench.duet_session import LaunchDone, run_duet
+from hpsbench.errors import ConfigError, RequestError
 from hpsbench.gate import exit_code
 from hpsbench.load.inputs import DATA, Requests, parse_shapes
 from hpsbench.machine import this_machine
 from hpsbench.pairs import NAMES, Contender, contender, fresh_pair, same_requests
 from hpsbench.report import duet as report
-from hpsbench.report import resolution
+from hpsbench.report import files, markdown, resolution
+from hpsbench.session import Launch
+from hpsbench.verdict import Outcome, Verdict
 from hpsbench.workspace import workspace
 
 LOGS = runs.FOLDER.parent
@@ -67,6 +72,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             f"--{name}", type=int, default=default, metavar="N", help=f"{meaning} ({default})"
         )
     parser.add_argument(
+        "--protocol", choices=PROTOCOLS, default=PROTOCOLS[0], help="how requests travel (http)"
+    )
+    parser.add_argument(
+        "--answer-tolerance",
+        type=float,
+        default=TOLERANCE,
+        metavar="X",
+        help="how far the candidate's answers may be from the baseline's, relative where they are "
+        f"above 1; inf takes any (default: {TOLERANCE:g})",
+    )
+    parser.add_argument(
         "--triton", choices=("bundled", "system"), help="what serves the folders (bundled)"
     )
     parser.add_argument(
@@ -90,21 +106,57 @@ class Comparison:
     policy: DuetPolicy
     batch_size: int = 1
     fresh: bool = True
+    answer_tolerance: float = TOLERANCE
+
+
+class AnsweringPair(Launch, Protocol):
+    """A fresh pair of servers that also tells what it answers."""
+
+    def answers(self, batch_size: int) -> Mapping[str, Answers]:
+        """Return what BASELINE and CANDIDATE answer to the same requests."""
 
 
 def compare(
     comparison: Comparison,
-    pair: Pair,
+    pair: Callable[[int], AbstractContextManager[AnsweringPair]],
     say: Callable[[str], None],
     *,
+    store: Callable[[StoredComparison], None] = lambda _: None,
     clock_ns: Callable[[], int] = time.perf_counter_ns,
     sleep: Callable[[float], None] = time.sleep,
 ) -> int:
     """Measure a duet on `pair`, say what is found line by line, and return the exit code.
 
-    Raises what `run_duet` raises.
+    The first launch's servers are asked whether they answer the same before anything is measured;
+    where they do not, nothing is, and the verdict is INVALID. `store` is given the result. Raises
+    what `run_duet` raises.
     """
     policy = comparison.policy
+    found: list[AnswerDifference] = []
+
+    @contextmanager
+    def checked(number: int) -> Iterator[Launch]:
+        with pair(number) as launched:
+            if not found:
+                try:
+                    answers = launched.answers(comparison.batch_size)
+                except RequestError as error:
+                    # The requests that are measured meet the same, and tell whose it is.
+                    say(f"answers cannot be compared: {error.problem}")
+                else:
+                    found.append(
+                        answer_difference(
+                            answers[BASELINE],
+                            answers[CANDIDATE],
+                            tolerance=comparison.answer_tolerance,
+                        )
+                    )
+                    if found[0].problem is not None:
+                        raise _OtherAnswers(found[0])
+                    say(found[0].text)
+                    say(report.HEADER)
+            yield launched
+
     lines = report.introduction(
         policy,
         model=comparison.model,
@@ -116,7 +168,7 @@ def compare(
             "a server that runs already is the same in every launch: what its own start decided "
             "counts as a change"
         )
-    for line in [*lines, "", report.HEADER]:
+    for line in [*lines, ""]:
         say(line)
 
     def on_launch(done: LaunchDone) -> None:
@@ -126,28 +178,69 @@ def compare(
         say(report.launch_line(1, "all", first))
         say(report.CONFIRMING)
 
-    sessions = run_duet(
-        pair,
-        policy,
-        batch_size=comparison.batch_size,
-        on_launch=on_launch,
-        on_confirm=on_confirm,
-        clock_ns=clock_ns,
-        sleep=sleep,
-    )
-    verdict = judge_duet(sessions, policy, name=comparison.model)
-    if pooled(sessions).invalid is None:
+    sessions: list[DuetSession] = []
+    try:
+        sessions = run_duet(
+            checked,
+            policy,
+            batch_size=comparison.batch_size,
+            on_launch=on_launch,
+            on_confirm=on_confirm,
+            clock_ns=clock_ns,
+            sleep=sleep,
+        )
+        verdict = judge_duet(sessions, policy, name=comparison.model)
+    except _OtherAnswers as other:
+        verdict = other_answers(other.difference, name=comparison.model)
+    if sessions and pooled(sessions).invalid is None:
         say(report.launch_line(len(sessions), "all", sessions[-1]))
         if len(sessions) > 1:
             say(report.launch_line("both", "all", pooled(sessions)))
     for line in ["", *report.verdict_lines(verdict)]:
         say(line)
+    comparison_id, recorded_at = comparisons.new_id()
+    store(
+        StoredComparison(
+            comparison_id=comparison_id,
+            recorded_at=recorded_at,
+            machine=this_machine().cls,
+            model=comparison.model,
+            baseline=comparison.baseline,
+            candidate=comparison.candidate,
+            policy=policy,
+            launches=compared_launches(sessions),
+            verdict=verdict,
+            answers=found[0].text if found else None,
+        )
+    )
     return exit_code([verdict], strict=True, other_failures=False)
+
+
+class _OtherAnswers(Exception):
+    """The candidate answers otherwise than the baseline: there is nothing to measure."""
+
+    def __init__(self, difference: AnswerDifference) -> None:
+        super().__init__(difference.text)
+        self.difference = difference
+
+
+def other_answers(difference: AnswerDifference, *, name: str) -> Verdict:
+    """Return the verdict on a candidate that does not answer as the baseline does."""
+    return Verdict(
+        outcome=Outcome.INVALID,
+        benchmark=name,
+        text=f"{name}: {difference.text}; a candidate that answers otherwise is not measured",
+        hint="mend the candidate, or allow for more with --answer-tolerance",
+    )
 
 
 def _command(given: argparse.Namespace) -> int:
     policy = policy_of(given)
     batch_size = _at_least_one("--batch-size", given.batch_size)
+    if not given.answer_tolerance >= 0:
+        raise ConfigError(
+            f"--answer-tolerance {given.answer_tolerance} allows for nothing", hint="give 0 or more"
+        )
     shapes = parse_shapes(given.shape)
     config = _server_config(given.overrides, given.triton)
     sources = dict(zip(NAMES, (given.baseline, given.candidate), strict=True))
@@ -189,9 +282,11 @@ def _command(given: argparse.Namespace) -> int:
                 policy=policy,
                 batch_size=batch_size,
                 fresh=not any(side.is_running for side in contenders.values()),
+                answer_tolerance=given.answer_tolerance,
             ),
-            lambda number: fresh_pair(contenders, ask, number),
+            lambda number: fresh_pair(contenders, ask, number, protocol=given.protocol),
             _say,
+            store=_store,
         )
     for file in (selftest.FILE, selftest.NOISY_FILE):
         known = selftest.stored(this_machine().cls, policy, file)
@@ -228,6 +323,13 @@ def _build(
 
 def _described(source: str, commit: str | None) -> str:
     return source if commit is None else f"{source} (revision {commit[:12]})"
+
+
+def _store(compared: StoredComparison) -> None:
+    _say(f"stored {comparisons.save(comparisons.FOLDER, compared)}; `hpsbench report` shows it")
+    summary = environment().step_summary
+    if summary is not None:
+        files.append(summary, markdown.comparison_summary(compared))
 
 
 def _say(line: str) -> None:

@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from hpsbench.answers import Answers
 from hpsbench.config import ServerConfig
 from hpsbench.duet import BASELINE, CANDIDATE
 from hpsbench.errors import ConfigError
@@ -18,9 +19,10 @@ from hpsbench.load.interleaved import Participant
 from hpsbench.servers.cpus import even_shares, on_cpus
 from hpsbench.servers.metadata import InputMetadata, ModelMetadata, read_metadata
 from hpsbench.servers.triton import TritonServer, running_triton
-from hpsbench.session import Launch
 
 NAMES = (BASELINE, CANDIDATE)
+#: Requests whose answers are compared, of those that are sent in turn.
+COMPARED_REQUESTS = 4
 
 #: Says what to send to whom: (BASELINE or CANDIDATE, its server, batch size) -> requests in turn.
 Ask = Callable[[str, TritonServer, int], Sequence[Mapping[str, Tensor]]]
@@ -97,6 +99,7 @@ class ServedPair:
     models: Mapping[str, str]
     ask: Ask
     request_timeout_s: float
+    protocol: str = "http"
 
     def participants(self, batch_size: int, keys: str = "") -> list[Participant]:
         """Return both sides, each with an open client; raises ConfigError, RequestError.
@@ -116,9 +119,7 @@ class ServedPair:
     def _participant(self, name: str, batch_size: int) -> Participant:
         server = self.servers[name]
         endpoint = server.endpoint(self.models[name])
-        client: Client = connect(
-            endpoint, self.ask(name, server, batch_size), timeout_s=self.request_timeout_s
-        )
+        client = self._client(name, self.ask(name, server, batch_size))
         return Participant(
             name=name,
             send=client.send,
@@ -128,6 +129,23 @@ class ServedPair:
             close=client.close,
         )
 
+    def answers(self, batch_size: int) -> dict[str, Answers]:
+        """Return what both sides answer to the first few requests; raises as `participants`."""
+        found: dict[str, Answers] = {}
+        for name in NAMES:
+            requests = self.ask(name, self.servers[name], batch_size)[:COMPARED_REQUESTS]
+            with self._client(name, requests) as client:
+                found[name] = [client.infer() for _ in requests]
+        return found
+
+    def _client(self, name: str, requests: Sequence[Mapping[str, Tensor]]) -> Client:
+        return connect(
+            self.servers[name].endpoint(self.models[name]),
+            requests,
+            protocol=self.protocol,
+            timeout_s=self.request_timeout_s,
+        )
+
     def check_alive(self) -> None:
         """Raise ServerDied, with the last lines of its log, unless both still run."""
         for server in self.servers.values():
@@ -135,7 +153,9 @@ class ServedPair:
 
 
 @contextmanager
-def fresh_pair(contenders: Mapping[str, Contender], ask: Ask, number: int) -> Iterator[Launch]:
+def fresh_pair(
+    contenders: Mapping[str, Contender], ask: Ask, number: int, *, protocol: str = "http"
+) -> Iterator[ServedPair]:
     """Start both contenders' servers for launch `number`, and yield them ready.
 
     Who starts first, and who gets which half of the CPUs, changes from launch to launch. Raises
@@ -166,6 +186,7 @@ def fresh_pair(contenders: Mapping[str, Contender], ask: Ask, number: int) -> It
             {name: side.model for name, side in contenders.items()},
             ask,
             contenders[BASELINE].config.request_timeout_s,
+            protocol,
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from hpsbench import figures
+from hpsbench.comparisons import StoredComparison
 from hpsbench.report import notation
 from hpsbench.report.contents import Contents
 from hpsbench.runs import Run
@@ -43,6 +44,36 @@ def summary(contents: Contents) -> str:
     rows = list(_figure_rows(run))
     if rows:
         lines += _folded("Figures", _table(_FIGURE_NAMES, rows, left=2))
+    return "\n".join(lines).rstrip("\n") + "\n"
+
+
+def comparison_summary(compared: StoredComparison) -> str:
+    """Return a duet: its verdict, what to do, and every launch, folded."""
+    verdict = compared.verdict
+    rows = [
+        (
+            str(launch.session),
+            str(number),
+            notation.milliseconds(launch.baseline_p10_ns),
+            notation.milliseconds(launch.candidate_p10_ns),
+            notation.change(launch.ratio_p10 - 1),
+            notation.change(launch.ratio_p50 - 1),
+        )
+        for number, launch in enumerate(compared.launches, start=1)
+    ]
+    names = ("session", "launch", "baseline p10, ms", "candidate p10, ms", "p10", "p50")
+    lines = [
+        f"## hpsbench compare: {verdict.outcome.value} {_escaped(compared.model)}",
+        "",
+        f"Baseline `{compared.baseline}`, candidate `{compared.candidate}`, on "
+        f"`{compared.machine}`, {compared.recorded_at}.",
+        "",
+        _escaped(verdict.text),
+        "",
+        *([f"What to do: {verdict.hint}", ""] if verdict.hint else []),
+        *([_escaped(compared.answers), ""] if compared.answers else []),
+        *(_folded("Launches", _table(names, rows, left=0)) if rows else []),
+    ]
     return "\n".join(lines).rstrip("\n") + "\n"
 
 

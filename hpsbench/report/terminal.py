@@ -13,6 +13,7 @@ from hpsbench.figures import Figures, figures, in_order
 from hpsbench.runs import Run
 from hpsbench.session import NATIVE_TF, Progress
 from hpsbench.verdict import Outcome, Verdict
+from hpsbench.workload import split_row
 
 _ORDER = list(Outcome)
 _BATCH_WIDTH = 8
@@ -63,8 +64,13 @@ def table(run: Run, *, concurrency: int, width: int) -> list[Line]:
     column = max([_MIN_COLUMN, *(len(v) for v in variants)]) + 2
     per_table = max(1, (width - _BATCH_WIDTH - _LABEL_WIDTH) // column)
     lines = []
-    for start in range(0, len(variants), per_table):
-        shown = variants[start : start + per_table]
+    streams = dict.fromkeys(split_row(v)[1] for v in variants)
+    alike = [[v for v in variants if split_row(v)[1] == keys] for keys in streams]
+    for shown in (
+        of_keys[start : start + per_table]
+        for of_keys in alike
+        for start in range(0, len(of_keys), per_table)
+    ):
         rule = "-" * (_BATCH_WIDTH + _LABEL_WIDTH + column * len(shown))
         head = "".join(v.rjust(column) for v in shown)
         lines.append(Line(text=_labelled("batch", "", head), bold=True))

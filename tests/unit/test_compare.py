@@ -6,17 +6,22 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from hpsbench import cli
+from hpsbench import cli, comparisons
 from hpsbench import compare as module
+from hpsbench.answers import Answers
 from hpsbench.compare import Comparison, compare
+from hpsbench.comparisons import StoredComparison
 from hpsbench.duet import BASELINE, CANDIDATE, DuetPolicy
 from hpsbench.errors import RequestError, ServerDied, ServerNotReady
 from hpsbench.load.inputs import Requests
 from hpsbench.load.interleaved import Participant
 from hpsbench.pairs import Contender
+from hpsbench.report.markdown import comparison_summary
 from hpsbench.revisions import BuiltModels, Revision
+from hpsbench.verdict import Outcome
 
 MS = 1_000_000
 POLICY = DuetPolicy(launches=2, pairs=10, warm_up=3)
@@ -32,6 +37,8 @@ class FakePairs:
         self.asked: list[list[str]] = []
         self.numbers: list[int] = []
         self.dies_in = self.fails_in = 0
+        self.answers_apart = 0.0
+        self.refuses = False
         self.open = 0
 
     def clock_ns(self) -> int:
@@ -39,6 +46,12 @@ class FakePairs:
 
     def sleep(self, seconds: float) -> None:
         self.now_ns += int(seconds * 1e9)
+
+    def answers(self, batch_size: int) -> dict[str, Answers]:
+        if self.refuses:
+            raise RequestError("model dlrm answered with status 400: no", hint="none")
+        ones = np.ones((batch_size, 1), np.float32)
+        return {BASELINE: [{"y": ones}], CANDIDATE: [{"y": ones + self.answers_apart}]}
 
     @contextmanager
     def pair(self, number: int) -> Iterator[FakePairs]:
@@ -87,6 +100,7 @@ def test_equal_servers_pass_after_one_session() -> None:
         "candidate  new/",
         "2 launches of 10 pairs of requests, after 3 to warm up; limits: p10 3.0%, p50 10.0%",
         "",
+        "answers are the same (1 request)",
         "session  launch  baseline p10, ms  candidate p10, ms      p10      p50      p99",
         "      1       1             4.000              4.000    +0.0%    +0.0%    +0.0%",
         "      1       2             4.000              4.000    +0.0%    +0.0%    +0.0%",
@@ -114,7 +128,7 @@ def test_a_slow_candidate_is_confirmed_on_fresh_servers_and_fails() -> None:
     code, lines = run(pairs)
     assert code == 1
     assert pairs.numbers == [1, 2, 3, 4]
-    assert lines[6:] == [
+    assert lines[7:] == [
         "      1       1             4.000              4.400   +10.0%   +10.0%   +10.0%",
         "      1       2             4.000              4.200    +5.0%    +5.0%    +5.0%",
         "      1     all             4.000              4.200    +5.0%    +7.5%   +10.0%",
@@ -147,6 +161,68 @@ def test_each_outcome_has_its_exit_code(
     returned, lines = run(FakePairs(*candidate_ms))
     assert returned == code
     assert sum(line.startswith(f"{outcome} dlrm: ") for line in lines) == 1
+
+
+def test_a_candidate_that_answers_otherwise_is_not_measured() -> None:
+    pairs = FakePairs(1.0)
+    pairs.answers_apart = 0.5
+    code, lines = run(pairs)
+    assert code == 10
+    assert pairs.asked == [[]]
+    assert pairs.numbers == [1]
+    assert lines[-2:] == [
+        "INVALID dlrm: answers differ: by 0.5 at most, relative 0.5, where 0.001 is allowed; a "
+        "candidate that answers otherwise is not measured",
+        "hint: mend the candidate, or allow for more with --answer-tolerance",
+    ]
+
+
+def test_answers_that_differ_a_little_are_told_and_measured() -> None:
+    pairs = FakePairs(2.0)
+    pairs.answers_apart = 0.0005
+    code, lines = run(pairs)
+    assert code == 0
+    assert lines[5] == "answers differ by 0.0005 at most (1 request, relative 0.0005)"
+
+
+def test_answers_that_cannot_be_had_are_told_by_what_is_measured() -> None:
+    pairs = FakePairs(2.0)
+    pairs.refuses, pairs.fails_in = True, 1
+    code, lines = run(pairs)
+    assert code == 10
+    assert "answers cannot be compared: model dlrm answered with status 400: no" in lines
+
+
+def test_what_was_compared_is_stored_and_read_back(tmp_path: Path) -> None:
+    stored: list[StoredComparison] = []
+    pairs = FakePairs(2.2)
+    comparison = Comparison(model="dlrm", baseline="old/", candidate="new/", policy=POLICY)
+    compare(
+        comparison,
+        pairs.pair,
+        lambda _: None,
+        store=stored.append,
+        clock_ns=pairs.clock_ns,
+        sleep=pairs.sleep,
+    )
+    (one,) = stored
+    assert [(ln.session, ln.ratio_p10) for ln in one.launches] == [
+        (1, 1.1),
+        (1, 1.1),
+        (2, 1.1),
+        (2, 1.1),
+    ]
+    assert one.launches[0].candidate_p10_ns == 2_200_000
+    assert one.verdict.outcome is Outcome.REGRESSED
+    assert one.answers == "answers are the same (1 request)"
+    path = comparisons.save(tmp_path, one)
+    (tmp_path / "broken.json").write_text("{")
+    assert comparisons.newest(tmp_path, one.machine, 5) == [one]
+    assert comparisons.newest(tmp_path, "another", 5) == []
+    assert path.name.startswith(one.recorded_at[:4])
+    text = comparison_summary(one)
+    assert text.startswith("## hpsbench compare: REGRESSED dlrm\n")
+    assert "| 2 | 4 | 2.000 | 2.200 | +10.0% | +10.0% |" in text
 
 
 def test_a_failed_request_ends_the_comparison_without_a_verdict() -> None:
@@ -196,6 +272,7 @@ ARGUMENTS = ("compare", "--baseline", ".", "--candidate", ".", "--model", "dlrm"
     [
         ((), "the model repository . has no model 'dlrm'"),
         (("--baseline", "absent"), "absent is no folder, no URL and no git revision of hpsbench"),
+        (("--answer-tolerance", "-1"), "--answer-tolerance -1.0 allows for nothing"),
         (("--shape", "ids"), "--shape 'ids' is not NAME:N,N"),
         (("--set", "load.rounds=2"), "--set 'load.rounds=2': only a git revision has a preset"),
         (("--preset", "smoke"), "--preset smoke: only a git revision has a preset"),
@@ -244,7 +321,7 @@ def test_a_git_revision_is_built_by_its_own_code_and_served_in_its_environment(
     paired: list[dict[str, Contender]] = []
     fake = FakePairs(2.0)
 
-    def fresh_pair(contenders: dict[str, Contender], ask: object, number: int):  # type: ignore[no-untyped-def]
+    def fresh_pair(contenders: dict[str, Contender], ask: object, number: int, protocol: str):  # type: ignore[no-untyped-def]
         paired.append(contenders)
         return fake.pair(number)
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from hpsbench import baselines, compare, profile, runs, selftest
+from hpsbench import baselines, compare, load_command, profile, runs, selftest
 from hpsbench.errors import BaselineError, BenchError, ConfigError
 from hpsbench.gate import EXIT_PASSED, EXIT_REGRESSED, EXIT_USAGE
 from hpsbench.hps.budget import forecast
@@ -24,7 +24,7 @@ EXIT_CODES = """exit codes:
   0   done; every check passed
   1   `compare` found a regression; a check of `doctor` failed (pytest: a regression, a failed test)
   4   the command line, a configuration or a stored file is wrong
-  10  no verdict: of `compare`, `selftest` (pytest: of a benchmark, with --strict-gate, as under CI)
+  10  no verdict: of `compare`, `load`, `selftest` (pytest: of a benchmark, with --strict-gate)
   130 interrupted with Ctrl-C
 """
 
@@ -112,6 +112,10 @@ def build_parser() -> argparse.ArgumentParser:
 
     compare.add_arguments(
         commands.add_parser("compare", help="measure two servers side by side, and judge one")
+    )
+
+    load_command.add_arguments(
+        commands.add_parser("load", help="load a model at given rates, or up to saturation")
     )
 
     selftest.add_arguments(

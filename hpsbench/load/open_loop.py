@@ -25,8 +25,11 @@ from hpsbench.load.records import MAX_MESSAGES, Nanoseconds, Records
 
 #: A request that leaves later than this after it was due is delayed.
 DELAYED_NS = 1_000_000
-#: More delayed requests than this share, and the server did not get the load that was asked for.
-MAX_DELAYED_SHARE = 0.01
+#: With more requests than this share delayed by the server, it is saturated.
+SATURATED_SHARE = 0.01
+#: With more than this share delayed by the client, the server did not get the load that was asked
+#: for. What is late counts as latency, so fewer make figures worse by chance, never better.
+MAX_DELAYED_SHARE = 0.05
 #: A client this busy is measuring itself.
 MAX_CLIENT_CPU = 0.9
 #: So many failures in a row, over all connections, end the run.
@@ -69,7 +72,7 @@ class OpenLoopRun:
     @property
     def saturated(self) -> bool:
         """Whether the server left so many requests waiting that they could not even be sent."""
-        return self.delayed_by_server > MAX_DELAYED_SHARE * max(1, len(self.records))
+        return self.delayed_by_server > SATURATED_SHARE * max(1, len(self.records))
 
     @property
     def invalid(self) -> str | None:
@@ -79,7 +82,7 @@ class OpenLoopRun:
             return self.gave_up or "no request was due after the warm-up"
         if self.gave_up is not None:
             return self.gave_up
-        if self.delayed <= MAX_DELAYED_SHARE * requests:
+        if not self.saturated and self.delayed_by_client <= MAX_DELAYED_SHARE * requests:
             return None
         late = (
             f"{self.delayed} of {requests} requests left more than {DELAYED_NS / 1e6:g} ms late "

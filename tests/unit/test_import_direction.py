@@ -23,10 +23,10 @@ ROOMS = (
     ("load",),
     ("stats", "telemetry"),
     ("profiling",),
-    ("stages",),
+    ("stages", "load_curve"),
     ("attribution",),
     ("measurements", "answers"),
-    ("session",),
+    ("session", "load_session"),
     ("checkpoint", "forecast"),
     ("serving",),
     ("baselines",),
@@ -42,7 +42,7 @@ ROOMS = (
     ("report",),
     ("gate",),
     ("doctor", "options"),
-    ("compare", "profile", "selftest"),
+    ("compare", "load_command", "profile", "selftest"),
     ("plugin", "cli"),
 )
 POSITION = {name: index for index, room in enumerate(ROOMS) for name in room}

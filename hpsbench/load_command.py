@@ -1,0 +1,206 @@
+"""`hpsbench load`: any Triton model under open-loop load, at given rates or up to saturation."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from contextlib import ExitStack
+from datetime import datetime, timezone
+from pathlib import Path
+
+from hpsbench import runs, storage
+from hpsbench.config import ServerConfig
+from hpsbench.errors import BenchError, ConfigError
+from hpsbench.gate import EXIT_NO_VERDICT, EXIT_PASSED
+from hpsbench.load.arrivals import KINDS, Arrivals, read_intervals
+from hpsbench.load.client import connect
+from hpsbench.load.inputs import DATA, Requests, parse_shapes
+from hpsbench.load_curve import LoadCurve
+from hpsbench.load_session import LoadPlan, measure_load
+from hpsbench.machine import this_machine
+from hpsbench.pairs import contender
+from hpsbench.report import load as report
+from hpsbench.servers.metadata import read_metadata
+from hpsbench.servers.triton import running_triton
+
+LOG = runs.FOLDER.parent / "load.log"
+SCHEMA_VERSION = 1
+_DEFAULTS = LoadPlan()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoadResult:
+    """What `--json` writes: the curve, and what it is of."""
+
+    recorded_at: str
+    machine: str
+    source: str
+    model: str
+    protocol: str
+    batch_size: int
+    curve: LoadCurve
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's options."""
+    parser.add_argument(
+        "source", help="http://HOST:PORT of a running Triton, or a model repository's folder"
+    )
+    parser.add_argument("--model", required=True, metavar="NAME", help="the model to ask")
+    parser.add_argument(
+        "--rate",
+        type=float,
+        action="append",
+        default=[],
+        metavar="HZ",
+        help="requests per second; repeatable (default: a sweep up to saturation)",
+    )
+    parser.add_argument(
+        "--arrivals", choices=KINDS, default="poisson", help="how requests arrive (poisson)"
+    )
+    parser.add_argument(
+        "--request-intervals",
+        type=Path,
+        metavar="FILE",
+        help="recorded arrivals: microseconds between requests, one a line",
+    )
+    parser.add_argument(
+        "--duration", type=float, default=_DEFAULTS.duration_s, metavar="S",
+        help="seconds of each rate (10)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--warm-up", type=float, default=_DEFAULTS.warmup_s, metavar="S",
+        help="seconds before them, which do not count (1)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--slo-ms", type=float, metavar="MS", help="count the requests answered within this time"
+    )
+    parser.add_argument(
+        "--connections", type=int, default=_DEFAULTS.connections, metavar="N",
+        help="requests that may be unanswered at a time (64)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--protocol", choices=("http", "grpc"), default="http", help="http or grpc (http)"
+    )
+    parser.add_argument(
+        "--batch-size", type=int, default=1, metavar="N", help="samples of a request (1)"
+    )
+    parser.add_argument(
+        "--shape",
+        action="append",
+        default=[],
+        metavar="NAME:N,N",
+        help="an input's shape where its configuration leaves it open; repeatable",
+    )
+    parser.add_argument(
+        "--input-data", type=Path, metavar="FILE", help="requests as perf_analyzer's JSON"
+    )
+    parser.add_argument(
+        "--data", choices=DATA, default=DATA[0], help="made-up values without --input-data"
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the arrivals (0)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures")
+    parser.set_defaults(command=_command)
+
+
+def plan_of(given: argparse.Namespace) -> LoadPlan:
+    """Return the plan of the options. Raises ConfigError for what measures nothing."""
+    if given.request_intervals is not None and given.arrivals not in ("poisson", "recorded"):
+        raise ConfigError(
+            f"--arrivals {given.arrivals} with --request-intervals",
+            hint="leave one of them out: recorded intervals are arrivals of their own",
+        )
+    if given.arrivals == "recorded" and given.request_intervals is None:
+        raise ConfigError(
+            "--arrivals recorded without a record", hint="give it: --request-intervals FILE"
+        )
+    if given.request_intervals is None:
+        arrivals = Arrivals(kind=given.arrivals)
+    else:
+        intervals = read_intervals(given.request_intervals)
+        arrivals = Arrivals(kind="recorded", intervals_ns=intervals)
+    recorded_hz = arrivals.recorded_rate_hz
+    if given.slo_ms is not None and not given.slo_ms > 0:
+        raise ConfigError(f"--slo-ms {given.slo_ms} cannot be met", hint="give milliseconds")
+    try:
+        return LoadPlan(
+            rates_hz=tuple(given.rate) or ((recorded_hz,) if recorded_hz else ()),
+            arrivals=arrivals,
+            duration_s=given.duration,
+            warmup_s=given.warm_up,
+            slo_ns=None if given.slo_ms is None else round(given.slo_ms * 1e6),
+            connections=given.connections,
+            seed=given.seed,
+        )
+    except ValueError as error:
+        raise ConfigError(
+            f"this load cannot be: {error}", hint="give a positive --rate and --duration"
+        ) from error
+
+
+def _command(given: argparse.Namespace) -> int:
+    plan = plan_of(given)
+    requests = Requests(
+        shapes=parse_shapes(given.shape), data=given.data, input_data=given.input_data
+    )
+    LOG.parent.mkdir(parents=True, exist_ok=True)
+    LOG.write_bytes(b"")
+    side = contender(given.source, model=given.model, config=ServerConfig(), log=LOG)
+    with ExitStack() as stack:
+        server = stack.enter_context(
+            running_triton(
+                side.repository,
+                (side.model,),
+                side.config,
+                log=side.log,
+                complete_config=side.complete_config,
+            )
+        )
+        inputs = requests.of(read_metadata(server.http, side.model), given.batch_size)
+        client = stack.enter_context(
+            connect(server.endpoint(side.model), inputs, protocol=given.protocol)
+        )
+        _say(
+            f"{given.model} at {given.source}: {plan.arrivals.kind} arrivals for "
+            f"{plan.duration_s:g} s after {plan.warmup_s:g} s to warm up, over {given.protocol}"
+        )
+        _say(report.header(plan.slo_ns))
+        curve = measure_load(
+            plan,
+            client.another,
+            server.check_alive,
+            lambda point: _say(report.point_line(point, plan.slo_ns)),
+        )
+    for line in report.closing_lines(curve):
+        _say(line)
+    if given.json is not None:
+        _write(given, curve)
+    # A saturated rate is what a sweep looks for; any other reason means no figures.
+    spoiled = any(
+        point.invalid is not None and not (point.saturated and not plan.rates_hz)
+        for point in curve.points
+    )
+    return EXIT_NO_VERDICT if spoiled else EXIT_PASSED
+
+
+def _write(given: argparse.Namespace, curve: LoadCurve) -> None:
+    result = LoadResult(
+        recorded_at=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        machine=this_machine().cls,
+        source=given.source,
+        model=given.model,
+        protocol=given.protocol,
+        batch_size=given.batch_size,
+        curve=curve,
+    )
+    try:
+        storage.write_atomically(given.json, storage.encode(result, schema_version=SCHEMA_VERSION))
+    except OSError as error:
+        raise BenchError(
+            f"cannot write {given.json}: {error.strerror or error}", hint="name another --json"
+        ) from error
+    _say(f"wrote {given.json}")
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)

@@ -85,7 +85,9 @@ def test_an_answer_that_is_slow_does_not_hold_back_the_next_request() -> None:
     run = OpenLoop(arrivals_ns=constant_arrivals(100, 0.5)).run(Served(0.1).connect)
     assert len(run.records) == 50
     assert np.median(run.records.sent_ns - run.records.scheduled_ns) < DELAYED_NS
-    assert 0.1e9 < np.median(run.records.latencies_ns) < 0.12e9
+    # One after the other they would take 5 s.
+    assert run.records.duration_ns < 2e9
+    assert np.median(run.records.latencies_ns) < 0.5e9
 
 
 def test_waiting_for_a_connection_counts_as_latency_and_is_invalid() -> None:

@@ -27,15 +27,15 @@ class _ServedLayer(tf.keras.layers.Layer):  # type: ignore[misc]
         global_batch_size: int,
         **kwargs: Any,
     ) -> None:
-        # Rows are float32 under any dtype policy, and so are the weights of sparse ids.
+        # Rows have their own type under any dtype policy, and so have the weights of sparse ids.
         super().__init__(**{"autocast": False, **kwargs})
-        if tf.as_dtype(emb_vec_dtype) != tf.float32:
+        if tf.as_dtype(emb_vec_dtype) not in (tf.float32, tf.float16):
             raise HpsError(
                 f"emb_vec_dtype is {tf.as_dtype(emb_vec_dtype).name}",
-                hint="embedding vectors are float32: pass tf.float32",
+                hint="embedding vectors are float32, or rounded to float16: pass one of these",
             )
         self.model_name = str(model_name)
-        self.emb_vec_dtype = tf.float32
+        self.emb_vec_dtype = tf.as_dtype(emb_vec_dtype)
         self.ps_config_file = str(ps_config_file)
         self.global_batch_size = _whole("global_batch_size", global_batch_size, 1)
         operations()
@@ -45,7 +45,7 @@ class _ServedLayer(tf.keras.layers.Layer):  # type: ignore[misc]
         return {
             **super().get_config(),
             "model_name": self.model_name,
-            "emb_vec_dtype": "float32",
+            "emb_vec_dtype": self.emb_vec_dtype.name,
             "ps_config_file": self.ps_config_file,
             "global_batch_size": self.global_batch_size,
         }
@@ -76,15 +76,20 @@ class _TableLayer(_ServedLayer):
             "emb_vec_size": self.emb_vec_size,
         }
 
-    def _rows(self, ids: Any, max_norm: float | None) -> Any:
-        rows = operations().hps_lookup(
+    def _rows(self, ids: Any, dtype: Any) -> Any:
+        return operations().hps_lookup(
             ids=ids,
             model_name=self.model_name,
             table_id=self.table_id,
             emb_vec_size=self.emb_vec_size,
             ps_config_file=self.ps_config_file,
             global_batch_size=self.global_batch_size,
+            Trows=dtype,
         )
+
+    def _clipped_rows(self, ids: Any, max_norm: float | None) -> Any:
+        """Return float32 rows: rounding comes after all that is computed."""
+        rows = self._rows(ids, tf.float32)
         return rows if max_norm is None else tf.clip_by_norm(rows, max_norm, axes=[-1])
 
 
@@ -92,24 +97,28 @@ class _TableLayer(_ServedLayer):
 class LookupLayer(_TableLayer):
     """The rows of dense ids, as `tf.nn.embedding_lookup` gives them.
 
-    `emb_vec_dtype` is tf.float32. `ps_config_file` initialises the process when the layer first
-    runs, unless `Init` did; to make, trace and export the layer, it need not exist.
+    `emb_vec_dtype` is tf.float32, or tf.float16 for rows that are rounded to the nearest, ties to
+    even, as tf.cast does: that is done on the way to the output. `ps_config_file` initialises the
+    process when the layer first runs, unless `Init` did; to make, trace and export the layer, it
+    need not exist.
     """
 
     def call(self, ids: Any, max_norm: float | None = None) -> Any:
-        """Return float32[*ids.shape, emb_vec_size] for int32 or int64 `ids` of rank 1 or more.
+        """Return emb_vec_dtype[*ids.shape, emb_vec_size] for `ids`, int32 or int64, of rank 1 up.
 
         A key that the table lacks gets the table's default. Rows longer than `max_norm` are
         clipped to it.
         """
-        return self._rows(_integers(ids), max_norm)
+        if max_norm is None:
+            return self._rows(_integers(ids), self.emb_vec_dtype)
+        return tf.cast(self._clipped_rows(_integers(ids), max_norm), self.emb_vec_dtype)
 
 
 @tf.keras.utils.register_keras_serializable(package="hpsbench")
 class SparseLookupLayer(_TableLayer):
     """The combined rows of sparse ids, as `tf.nn.embedding_lookup_sparse` gives them.
 
-    The arguments are those of `LookupLayer`.
+    The arguments are those of `LookupLayer`; with tf.float16, the combined rows are rounded.
     """
 
     def call(
@@ -120,7 +129,7 @@ class SparseLookupLayer(_TableLayer):
         combiner: str | None = None,
         max_norm: float | None = None,
     ) -> Any:
-        """Return float32[batch, emb_vec_size] for a SparseTensor `sp_ids` [batch, hotness].
+        """Return emb_vec_dtype[batch, emb_vec_size] for a SparseTensor `sp_ids` [batch, hotness].
 
         `sp_weights` is None or a SparseTensor of the same indices. `combiner` is mean (the
         default), sum or sqrtn. Rows are clipped to `max_norm` before they are combined.
@@ -138,15 +147,18 @@ class SparseLookupLayer(_TableLayer):
             # The order of operations is that of TensorFlow, so that sums round alike.
             segment_ids = sp_ids.indices[:, 0]
             ids, idx = tf.unique(_integers(sp_ids.values))
-            rows = self._rows(ids, max_norm)
+            rows = self._clipped_rows(ids, max_norm)
             if sp_weights is None:
                 combine = {
                     "sum": tf.sparse.segment_sum,
                     "mean": tf.sparse.segment_mean,
                     "sqrtn": tf.sparse.segment_sqrt_n,
                 }[combiner]
-                return combine(rows, idx, segment_ids)
-            return _weighted(tf.gather(rows, idx), sp_weights.values, segment_ids, combiner)
+                combined = combine(rows, idx, segment_ids)
+            else:
+                weights = sp_weights.values
+                combined = _weighted(tf.gather(rows, idx), weights, segment_ids, combiner)
+            return tf.cast(combined, self.emb_vec_dtype)
 
 
 @tf.keras.utils.register_keras_serializable(package="hpsbench")
@@ -184,7 +196,7 @@ class MultiLookupLayer(_ServedLayer):
         }
 
     def call(self, ids: Sequence[Any]) -> list[Any]:
-        """Return float32[*ids[i].shape, emb_vec_sizes[i]] for each i.
+        """Return emb_vec_dtype[*ids[i].shape, emb_vec_sizes[i]] for each i.
 
         All ids are int32, or all int64.
         """
@@ -201,6 +213,7 @@ class MultiLookupLayer(_ServedLayer):
                 emb_vec_sizes=list(self.emb_vec_sizes),
                 ps_config_file=self.ps_config_file,
                 global_batch_size=self.global_batch_size,
+                Trows=self.emb_vec_dtype,
             )
         )
 

@@ -191,7 +191,7 @@ def test_a_layer_that_fits_no_table_fails_when_run(arguments, error, problem):
 @pytest.mark.parametrize(
     ("make", "problem"),
     [
-        (lambda: hps.LookupLayer("m", 0, 128, tf.float16), "emb_vec_dtype is float16"),
+        (lambda: hps.LookupLayer("m", 0, 128, tf.bfloat16), "emb_vec_dtype is bfloat16"),
         (lambda: hps.LookupLayer("m", -1, 128, tf.float32), "table_id is -1"),
         (lambda: hps.LookupLayer("m", 0, 0, tf.float32), "emb_vec_size is 0"),
         (lambda: hps.LookupLayer("m", 0, 1.5, tf.float32), "emb_vec_size is 1.5"),

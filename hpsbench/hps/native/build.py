@@ -110,7 +110,7 @@ def gpu_library(architectures: Sequence[str]) -> Path | None:
 
 def _architecture_flags() -> tuple[str, ...]:
     # Not -march=native: a cache folder may be shared between machines.
-    return ("-mavx2",) if platform.machine() == "x86_64" else ()
+    return ("-mavx2", "-mf16c") if platform.machine() == "x86_64" else ()
 
 
 def _library(

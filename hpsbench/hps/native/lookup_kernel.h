@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "Eigen/Core"
 #include "core.h"
 #include "tensorflow/core/framework/op_kernel.h"
 
@@ -22,7 +23,7 @@ using tensorflow::TensorShape;
 
 using ModelReference = std::shared_ptr<hps_model>;
 
-template <class Key>
+template <class Key, class Row>
 class LookupKernel : public OpKernel {
  public:
   explicit LookupKernel(OpKernelConstruction* ctx) : OpKernel(ctx) {
@@ -48,7 +49,7 @@ class LookupKernel : public OpKernel {
     int64_t first_key;  // of all inputs, one after another
     int64_t num_keys;
     const Key* keys;
-    float* out;
+    Row* out;
   };
 
   // Allocates all outputs, and describes what is to be looked up.
@@ -66,7 +67,7 @@ class LookupKernel : public OpKernel {
       Tensor* embeddings;
       TF_RETURN_IF_ERROR(ctx->allocate_output(i, shape, &embeddings));
       parts->push_back({num_keys, ids.NumElements(), ids.flat<Key>().data(),
-                        embeddings->flat<float>().data()});
+                        embeddings->flat<Row>().data()});
       num_keys += ids.NumElements();
     }
     return absl::OkStatus();
@@ -83,8 +84,8 @@ class LookupKernel : public OpKernel {
         const int64_t last = std::min(end, part.first_key + part.num_keys);
         if (first >= last) continue;
         const int64_t skip = first - part.first_key;
-        lookup(model, table_ids_[i], part.keys + skip, last - first,
-               part.out + skip * emb_vec_sizes_[i], skip != 0);
+        write_rows(model, static_cast<int>(i), part.keys + skip, last - first,
+                   part.out + skip * emb_vec_sizes_[i], skip != 0);
       }
     };
     const auto* workers = ctx->device()->tensorflow_cpu_worker_threads();
@@ -137,6 +138,28 @@ class LookupKernel : public OpKernel {
  private:
   // Keys per piece of work: enough to pay for handing it to another thread.
   static constexpr int64_t kGrain = 512;
+
+  // Bytes of float32 rows that are looked up before they are converted: they stay in the cache.
+  static constexpr int64_t kConvertedAtOnce = 64 << 10;
+
+  void write_rows(hps_model* model, int input, const Key* keys, int64_t n, float* out,
+                  bool continued) const {
+    lookup(model, table_ids_[input], keys, n, out, continued);
+  }
+  void write_rows(hps_model* model, int input, const Key* keys, int64_t n, Eigen::half* out,
+                  bool continued) const {
+    using Halves = Eigen::Array<Eigen::half, Eigen::Dynamic, 1>;
+    const int64_t dim = emb_vec_sizes_[input];
+    const int64_t at_once =
+        std::max<int64_t>(1, kConvertedAtOnce / (dim * static_cast<int64_t>(sizeof(float))));
+    Eigen::ArrayXf rows(std::min(n, at_once) * dim);
+    for (int64_t begin = 0; begin < n; begin += at_once) {
+      const int64_t count = std::min(at_once, n - begin);
+      lookup(model, table_ids_[input], keys + begin, count, rows.data(), continued || begin != 0);
+      Eigen::Map<Halves>(out + begin * dim, count * dim) =
+          rows.head(count * dim).template cast<Eigen::half>();
+    }
+  }
 
   static void lookup(hps_model* model, int64_t table, const int64_t* keys, int64_t n, float* out,
                      bool continued) {

@@ -35,13 +35,14 @@ absl::Status embedding_shape(InferenceContext* c, int input, int64_t emb_vec_siz
 // of a function one after another, and a model's tables do not change while the process lives.
 REGISTER_OP("HpsLookup")
     .Input("ids: Tkeys")
-    .Output("embeddings: float")
+    .Output("embeddings: Trows")
     .Attr("Tkeys: {int32, int64}")
     .Attr("model_name: string")
     .Attr("table_id: int >= 0")
     .Attr("emb_vec_size: int >= 1")
     .Attr("ps_config_file: string = ''")
     .Attr("global_batch_size: int = 1")
+    .Attr("Trows: {float, half} = DT_FLOAT")
     .SetShapeFn([](InferenceContext* c) {
       int64_t emb_vec_size;
       TF_RETURN_IF_ERROR(c->GetAttr("emb_vec_size", &emb_vec_size));
@@ -50,7 +51,7 @@ REGISTER_OP("HpsLookup")
 
 REGISTER_OP("HpsMultiLookup")
     .Input("ids: num_tables * Tkeys")
-    .Output("embeddings: num_tables * float")
+    .Output("embeddings: num_tables * Trows")
     .Attr("num_tables: int >= 1")
     .Attr("Tkeys: {int32, int64}")
     .Attr("model_name: string")
@@ -58,6 +59,7 @@ REGISTER_OP("HpsMultiLookup")
     .Attr("emb_vec_sizes: list(int)")
     .Attr("ps_config_file: string = ''")
     .Attr("global_batch_size: int = 1")
+    .Attr("Trows: {float, half} = DT_FLOAT")
     .SetShapeFn([](InferenceContext* c) {
       std::vector<int64_t> emb_vec_sizes;
       TF_RETURN_IF_ERROR(c->GetAttr("emb_vec_sizes", &emb_vec_sizes));
@@ -82,15 +84,15 @@ void use_huge_pages(const Tensor& tensor) {
 
 }  // namespace
 
-template <class Key>
-class CpuLookupKernel : public LookupKernel<Key> {
+template <class Key, class Row>
+class CpuLookupKernel : public LookupKernel<Key, Row> {
  public:
-  using LookupKernel<Key>::LookupKernel;
+  using LookupKernel<Key, Row>::LookupKernel;
 
   void Compute(OpKernelContext* ctx) override {
     ModelReference model;
     OP_REQUIRES_OK(ctx, this->find_model(&model));
-    std::vector<typename LookupKernel<Key>::Part> parts;
+    std::vector<typename LookupKernel<Key, Row>::Part> parts;
     OP_REQUIRES_OK(ctx, this->allocate_outputs(ctx, &parts));
     for (int i = 0; i < ctx->num_outputs(); ++i) {
       const Tensor& embeddings = *ctx->mutable_output(i);
@@ -100,15 +102,20 @@ class CpuLookupKernel : public LookupKernel<Key> {
   }
 };
 
-#define REGISTER_LOOKUP(Key)                                                               \
-  REGISTER_KERNEL_BUILDER(                                                                 \
-      Name("HpsLookup").Device(tensorflow::DEVICE_CPU).TypeConstraint<Key>("Tkeys"),       \
-      CpuLookupKernel<Key>);                                                                  \
-  REGISTER_KERNEL_BUILDER(                                                                 \
-      Name("HpsMultiLookup").Device(tensorflow::DEVICE_CPU).TypeConstraint<Key>("Tkeys"),  \
-      CpuLookupKernel<Key>)
-REGISTER_LOOKUP(int32_t);
-REGISTER_LOOKUP(int64_t);
+#define REGISTER_LOOKUP(Name_, Key, Row)                        \
+  REGISTER_KERNEL_BUILDER(Name(Name_)                           \
+                              .Device(tensorflow::DEVICE_CPU)   \
+                              .TypeConstraint<Key>("Tkeys")     \
+                              .TypeConstraint<Row>("Trows"),    \
+                          CpuLookupKernel<Key, Row>)
+#define REGISTER_LOOKUPS(Key, Row)      \
+  REGISTER_LOOKUP("HpsLookup", Key, Row); \
+  REGISTER_LOOKUP("HpsMultiLookup", Key, Row)
+REGISTER_LOOKUPS(int32_t, float);
+REGISTER_LOOKUPS(int64_t, float);
+REGISTER_LOOKUPS(int32_t, Eigen::half);
+REGISTER_LOOKUPS(int64_t, Eigen::half);
+#undef REGISTER_LOOKUPS
 #undef REGISTER_LOOKUP
 
 }  // namespace hps

@@ -2,6 +2,7 @@
 // stream. The model's cache on that GPU answers; where it has none, the tables on the host do.
 //
 // Nothing here needs CUDA, so that one library serves TensorFlow with and without GPUs.
+#include <type_traits>
 #include <vector>
 
 #include "lookup_kernel.h"
@@ -16,10 +17,10 @@ namespace {
 using stream_executor::DeviceAddressBase;
 using stream_executor::Stream;
 
-template <class Key>
-class GpuLookupKernel : public LookupKernel<Key> {
+template <class Key, class Row>
+class GpuLookupKernel : public LookupKernel<Key, Row> {
  public:
-  using LookupKernel<Key>::LookupKernel;
+  using LookupKernel<Key, Row>::LookupKernel;
 
   void Compute(OpKernelContext* ctx) override {
     ModelReference model;
@@ -46,14 +47,16 @@ class GpuLookupKernel : public LookupKernel<Key> {
     hps_error error;
     const hps_status status =
         functions->lookup(cache, gpu_parts.data(), static_cast<int32_t>(gpu_parts.size()),
-                          sizeof(Key), HPS_FLOAT32, stream->platform_specific_handle().stream, &error);
+                          sizeof(Key), kRowType, stream->platform_specific_handle().stream, &error);
     OP_REQUIRES(ctx, status == HPS_OK,
                 absl::Status(static_cast<absl::StatusCode>(status),
                              absl::StrCat("hps_lookup: ", error.text)));
   }
 
  private:
-  using Part = typename LookupKernel<Key>::Part;
+  using Part = typename LookupKernel<Key, Row>::Part;
+  static constexpr hps_row_type kRowType =
+      std::is_same_v<Row, float> ? HPS_FLOAT32 : HPS_FLOAT16;
 
   absl::Status look_up_on_host(OpKernelContext* ctx, Stream* stream, hps_model* model,
                                const std::vector<Part>& parts) const {
@@ -66,10 +69,11 @@ class GpuLookupKernel : public LookupKernel<Key> {
     for (size_t i = 0; i < parts.size(); ++i) {
       const Tensor& ids = ctx->input(i);
       TF_RETURN_IF_ERROR(ctx->allocate_temp(ids.dtype(), ids.shape(), &keys[i], page_locked));
-      TF_RETURN_IF_ERROR(ctx->allocate_temp(tensorflow::DT_FLOAT, ctx->mutable_output(i)->shape(),
-                                            &rows[i], page_locked));
+      TF_RETURN_IF_ERROR(ctx->allocate_temp(tensorflow::DataTypeToEnum<Row>::value,
+                                            ctx->mutable_output(i)->shape(), &rows[i],
+                                            page_locked));
       host_parts.push_back({parts[i].first_key, parts[i].num_keys, keys[i].flat<Key>().data(),
-                            rows[i].flat<float>().data()});
+                            rows[i].flat<Row>().data()});
       if (keys[i].TotalBytes() == 0) continue;
       const DeviceAddressBase from(const_cast<Key*>(parts[i].keys), keys[i].TotalBytes());
       TF_RETURN_IF_ERROR(stream->Memcpy(keys[i].data(), from, keys[i].TotalBytes()));
@@ -85,15 +89,20 @@ class GpuLookupKernel : public LookupKernel<Key> {
   }
 };
 
-#define REGISTER_GPU_LOOKUP(Key)                                                           \
-  REGISTER_KERNEL_BUILDER(                                                                 \
-      Name("HpsLookup").Device(tensorflow::DEVICE_GPU).TypeConstraint<Key>("Tkeys"),       \
-      GpuLookupKernel<Key>);                                                               \
-  REGISTER_KERNEL_BUILDER(                                                                 \
-      Name("HpsMultiLookup").Device(tensorflow::DEVICE_GPU).TypeConstraint<Key>("Tkeys"),  \
-      GpuLookupKernel<Key>)
-REGISTER_GPU_LOOKUP(int32_t);
-REGISTER_GPU_LOOKUP(int64_t);
+#define REGISTER_GPU_LOOKUP(Name_, Key, Row)                    \
+  REGISTER_KERNEL_BUILDER(Name(Name_)                           \
+                              .Device(tensorflow::DEVICE_GPU)   \
+                              .TypeConstraint<Key>("Tkeys")     \
+                              .TypeConstraint<Row>("Trows"),    \
+                          GpuLookupKernel<Key, Row>)
+#define REGISTER_GPU_LOOKUPS(Key, Row)        \
+  REGISTER_GPU_LOOKUP("HpsLookup", Key, Row); \
+  REGISTER_GPU_LOOKUP("HpsMultiLookup", Key, Row)
+REGISTER_GPU_LOOKUPS(int32_t, float);
+REGISTER_GPU_LOOKUPS(int64_t, float);
+REGISTER_GPU_LOOKUPS(int32_t, Eigen::half);
+REGISTER_GPU_LOOKUPS(int64_t, Eigen::half);
+#undef REGISTER_GPU_LOOKUPS
 #undef REGISTER_GPU_LOOKUP
 
 }  // namespace

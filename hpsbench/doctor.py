@@ -121,6 +121,11 @@ def _host_memory(budget: Budget, devices: Sequence[int]) -> Check:
             status=Status.FAILED,
             finding=f"does not fit: {finding}",
             what_to_do="take a machine with more memory, or serve fewer rows"
+            + (
+                "; a lower overflow_margin bounds the volatile tier"
+                if budget.volatile_bytes
+                else ""
+            )
             + ("; a uvm cache with a larger gpucacheper locks less" if locked else ""),
         )
     if for_good + budget.mapped_bytes > free:

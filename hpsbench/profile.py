@@ -16,16 +16,19 @@ from hpsbench.config import environment
 from hpsbench.errors import ConfigError, ReportError
 from hpsbench.gate import EXIT_PASSED
 from hpsbench.hps.lookup import ModelTables
+from hpsbench.hps.native.tiers import Tier
 from hpsbench.machine import free_memory_bytes, this_machine
 from hpsbench.profiling.batches import STREAMS, Stream, batches
 from hpsbench.profiling.result import Profile, StageResult, TableResult, call_times
 from hpsbench.profiling.rounds import Asked, Stage, ask_in_turn
 from hpsbench.profiling.stages import (
     PEERS,
+    GpuCacheLookup,
     HostLookup,
     NumpyPeer,
     TensorFlowLookup,
     TensorFlowPeer,
+    TierLookup,
 )
 from hpsbench.profiling.subject import Subject, configured, generated
 from hpsbench.profiling.tiers import flat_counters, tier_results
@@ -216,16 +219,19 @@ def _profile(given: argparse.Namespace, subject: Subject) -> Profile:
     tables = ModelTables(
         subject.configuration, subject.model, without_gpus=_why_without_gpus(has_tensorflow)
     )
-    stages, peer = _stages(given.peer, subject, tables, has_tensorflow, remarks)
-    asked = ask_in_turn(
-        stages,
-        keys,
-        iterations=given.iterations,
-        warm_up=given.warm_up,
-        threads=given.threads,
-        counters=lambda: flat_counters(tables.statistics()),
-    )
-    found = tables.statistics()
+    try:
+        stages, peer = _stages(given.peer, subject, tables, has_tensorflow, remarks)
+        asked = ask_in_turn(
+            stages,
+            keys,
+            iterations=given.iterations,
+            warm_up=given.warm_up,
+            threads=given.threads,
+            counters=lambda: flat_counters(tables.statistics()),
+        )
+        found = tables.statistics()
+    finally:
+        tables.close()
     return Profile(
         recorded_at=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
         machine=this_machine().cls,
@@ -249,7 +255,7 @@ def _profile(given: argparse.Namespace, subject: Subject) -> Profile:
         warm_up=given.warm_up,
         seed=given.seed,
         peer="none" if peer is None else peer.name,
-        stages=_stage_results(stages, asked, peer, subject, given.batch_size * given.hotness),
+        stages=_stage_results(stages, asked, peer),
         tiers=tier_results(asked[stages[0].name].counted, subject.table_names),
         remarks=tuple(remarks),
     )
@@ -278,7 +284,8 @@ def _stages(
         stages.append(TensorFlowLookup(subject, device=device))
     else:
         remarks.append("TensorFlow is not installed: its operation is not measured")
-    stages.append(HostLookup(subject, tables))
+    stages += [GpuCacheLookup(subject, tables, device) for device in tables.gpus]
+    stages += [HostLookup(subject, tables), *_tier_stages(subject, tables)]
     peer: Stage | None = None
     if wanted_peer == "tensorflow":
         reason = _why_no_tensorflow_peer(subject, has_tensorflow)
@@ -290,6 +297,16 @@ def _stages(
     if wanted_peer == "numpy":
         peer = NumpyPeer(subject)
     return [*stages, *filter(None, [peer])], peer
+
+
+def _tier_stages(subject: Subject, tables: ModelTables) -> list[Stage]:
+    """Return a stage from each tier downwards, where there is more than the mapped rows."""
+    stages: list[Stage] = []
+    for number, name in enumerate(subject.table_names):
+        there = [Tier[t.upper()] for t in tables.statistics()[name]["tiers"] if t != "updated"]
+        if there != [Tier.MAPPED]:
+            stages += [TierLookup(subject, tables, number, tier) for tier in there]
+    return stages
 
 
 def _why_no_tensorflow_peer(subject: Subject, has_tensorflow: bool) -> str | None:
@@ -304,29 +321,23 @@ def _why_no_tensorflow_peer(subject: Subject, has_tensorflow: bool) -> str | Non
 
 
 def _stage_results(
-    stages: Sequence[Stage],
-    asked: dict[str, Asked],
-    peer: Stage | None,
-    subject: Subject,
-    keys_of_table: int,
+    stages: Sequence[Stage], asked: dict[str, Asked], peer: Stage | None
 ) -> tuple[StageResult, ...]:
-    keys = keys_of_table * len(subject.table_ids)
-    row_bytes = keys_of_table * sum(subject.embedding_dims) * 4
-    medians = {s.name: call_times(asked[s.name].times_ns).median_ns for s in stages}
+    calls = {stage.name: call_times(asked[stage.name].times_ns) for stage in stages}
     results = []
     for stage in stages:
         found = asked[stage.name]
-        calls_per_s = len(found.times_ns) / found.elapsed_ns * 1e9
+        alike = not isinstance(stage, TierLookup) and stage is not peer
         results.append(
             StageResult(
                 name=stage.name,
                 meaning=stage.meaning,
-                calls=call_times(found.times_ns),
-                keys_per_s=keys * calls_per_s,
-                bytes_per_s=row_bytes * calls_per_s,
-                of_peer=None
-                if peer is None or stage is peer
-                else medians[stage.name] / medians[peer.name],
+                calls=calls[stage.name],
+                keys_per_s=found.keys / found.elapsed_ns * 1e9,
+                bytes_per_s=found.row_bytes / found.elapsed_ns * 1e9,
+                of_peer=calls[stage.name].median_ns / calls[peer.name].median_ns
+                if peer is not None and alike
+                else None,
             )
         )
     return tuple(results)

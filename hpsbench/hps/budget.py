@@ -1,11 +1,13 @@
 """What the tables of a configuration will take of memory, told before any is loaded.
 
-The sizes are those of the native code: `index.h` on the host, `gpu_resident.cu`, `gpu_slabs.cu` and
-`gpu_workspace.h` on GPUs. Tests compare them with what loaded tables say of themselves.
+The sizes are those of the native code: `index.h` and `volatile_table.cc` on the host, and
+`gpu_resident.cu`, `gpu_slabs.cu` and `gpu_workspace.h` on GPUs. Tests compare them with what loaded
+tables say of themselves.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -14,6 +16,7 @@ import numpy.typing as npt
 
 from hpsbench.hps.configuration import Configuration, ModelConfiguration
 from hpsbench.hps.sparse_model import SparseModel, open_sparse_model
+from hpsbench.hps.tiers.model_tiers import plan_tiers
 
 _FLOAT_BYTES = 4
 _KEY_BYTES = 8
@@ -29,6 +32,11 @@ _SEEN_BYTES = 8
 _COUNTS_BYTES = 32 + 32 * 32
 _STAGING_BYTES, _STAGING_ROWS = 16 << 20, 1 << 16
 _MAX_WORKSPACE_KEYS = 1 << 30
+_SCALE_BYTES = 4
+# Of the volatile tier: how often a row was used, and when; and a slot of the map, of which three in
+# four are taken at most before there are twice as many.
+_USE_BYTES = 8
+_MAP_SLOT_BYTES, _FIRST_SLOTS = 16, 64
 _CHUNK = 1 << 22
 
 
@@ -39,7 +47,8 @@ class TableBudget:
     `is_range`: its keys are one ascending range, for which a GPU needs no index. `index_bytes` of
     fused tables is the share that their rows have in the one index. `mapped_bytes` are rows in the
     page cache, which the system takes back when it must. `gpu_bytes` and `page_locked_bytes` are
-    for each GPU, and the latter is memory of the host.
+    for each GPU, and the latter is memory of the host. `volatile_bytes` are of a bounded volatile
+    tier when it is as full as it may get, give or take a third.
     """
 
     name: str
@@ -49,6 +58,7 @@ class TableBudget:
     index_kind: str
     index_bytes: int
     mapped_bytes: int
+    volatile_bytes: int
     gpu_bytes: int
     page_locked_bytes: int
 
@@ -88,6 +98,11 @@ class Budget:
     def mapped_bytes(self) -> int:
         """Rows that lookups read from the page cache."""
         return sum(table.mapped_bytes for model in self.models for table in model.tables)
+
+    @property
+    def volatile_bytes(self) -> int:
+        """What copies in the volatile tier may take."""
+        return sum(table.volatile_bytes for model in self.models for table in model.tables)
 
     @property
     def index_bytes(self) -> int:
@@ -136,10 +151,13 @@ def index_bytes(num_keys: int) -> int:
     return -(-num_keys // _KEYS_PER_BUCKET) * _BUCKET_BYTES
 
 
-def resident_bytes(num_keys: int, dim: int, num_device_rows: int, *, is_range: bool) -> int:
+def resident_bytes(
+    num_keys: int, dim: int, num_device_rows: int, *, is_range: bool, float8: bool = False
+) -> int:
     """Return GPU bytes of a table that answers every key: static, uvm, or dynamic and whole."""
     index = 0 if is_range else (num_keys * 5 // 3 + 2) * _INDEX_SLOT_BYTES
-    return (num_device_rows + 1) * dim * _FLOAT_BYTES + index  # and one row of defaults
+    row = dim + _SCALE_BYTES if float8 else dim * _FLOAT_BYTES
+    return num_device_rows * row + dim * _FLOAT_BYTES + index  # the defaults are exact
 
 
 def slab_bytes(num_keys: int, dim: int, share: float) -> int:
@@ -173,6 +191,7 @@ def _of_model(configuration: Configuration, model: ModelConfiguration) -> ModelB
                 index_kind="direct" if direct else "hash",
                 index_bytes=0 if direct else _share_of_index(opened, group, i),
                 mapped_bytes=num_keys * dims[i] * _FLOAT_BYTES,
+                volatile_bytes=_volatile_bytes(configuration, num_keys, dims[i]),
                 gpu_bytes=0,
                 page_locked_bytes=0,
             )
@@ -192,7 +211,11 @@ def _with_gpu(model: ModelConfiguration, tables: Sequence[TableBudget]) -> Model
         elif model.gpucache:
             rows = int(share * table.num_keys) if cache_type == "uvm" else table.num_keys
             gpu_bytes = resident_bytes(
-                table.num_keys, table.embedding_dim, rows, is_range=table.is_range
+                table.num_keys,
+                table.embedding_dim,
+                rows,
+                is_range=table.is_range,
+                float8=model.fp8_quant,
             )
             page_locked = (table.num_keys - rows) * table.embedding_dim * _FLOAT_BYTES
         filled.append(replace(table, gpu_bytes=gpu_bytes, page_locked_bytes=page_locked))
@@ -221,6 +244,28 @@ def _lookup_bytes(model: ModelConfiguration) -> tuple[int, int]:
     on_host = max_keys * _KEY_BYTES + _COUNTS_BYTES + staging[1]
     # One staging more for rows that are inserted in the background.
     return workspaces * on_gpu + staging[0], workspaces * on_host + staging[1]
+
+
+def _volatile_bytes(configuration: Configuration, num_keys: int, dim: int) -> int:
+    section, options = configuration.volatile_db, plan_tiers(configuration).volatile
+    if section is None or options is None:
+        return 0
+    section = section.near_cache or section
+    rows = num_keys
+    if not section.cache_missed_embeddings:  # then only what is loaded at the start comes in
+        rate = section.initial_cache_rate if section.initialize_after_startup else 0.0
+        rows = math.ceil(rate * num_keys)
+    rows = min(-(-rows // options.num_partitions), options.overflow_margin)
+    row = -(-(_USE_BYTES + dim * _FLOAT_BYTES) // 8) * 8
+    # Both grow to twice their size, rows up to allocation_rate at a time.
+    at_once = max(1, options.allocation_rate // row)
+    kept = min(_FIRST_SLOTS, at_once, rows)
+    while kept < rows:
+        kept += min(kept, at_once)
+    slots = _FIRST_SLOTS
+    while 4 * rows > 3 * slots:
+        slots *= 2
+    return options.num_partitions * (kept * row + slots * _MAP_SLOT_BYTES)
 
 
 def _share_of_index(opened: Sequence[SparseModel], group: Sequence[int], table: int) -> int:

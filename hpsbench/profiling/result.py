@@ -26,7 +26,8 @@ class CallTimes:
 class StageResult:
     """One stage: its calls, and what all threads got through in a second of its own.
 
-    `bytes_per_s` are of rows. `of_peer` is its median to that of the peer, None for the peer.
+    `bytes_per_s` are of rows. `of_peer` is its median to that of the peer; None for the peer, and
+    for a tier, which is asked for less: each key of a batch once.
     """
 
     name: str
@@ -41,7 +42,8 @@ class StageResult:
 class TierResult:
     """What one tier of one table was asked for end to end, and how much of it was there.
 
-    `hit_rate` is None where it was not asked.
+    `hit_rate` is None where it was not asked. `ns_per_key` is what threads spent in it, None where
+    that is not counted.
     """
 
     table: str
@@ -49,6 +51,7 @@ class TierResult:
     keys: int
     hits: int
     hit_rate: float | None
+    ns_per_key: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,6 +29,9 @@ class Stage(Protocol):
     def prepare(self, batch: Batch) -> Any:
         """Return what `ask` takes for a batch; not timed."""
 
+    def size(self, batch: Batch) -> tuple[int, int]:
+        """Return how many keys are asked for a batch, and the bytes of their rows."""
+
     def ask(self, prepared: Any) -> object:
         """Look the keys up, and return when the rows are there."""
 
@@ -37,11 +40,13 @@ class Stage(Protocol):
 class Asked:
     """All calls of one stage: int64[n] nanoseconds each, and how long its turns took together.
 
-    `counted` is what `counters` rose by during its turns.
+    `keys` and `row_bytes` are of all calls; `counted` is what `counters` rose by during its turns.
     """
 
     times_ns: npt.NDArray[np.int64]
     elapsed_ns: int
+    keys: int
+    row_bytes: int
     counted: Mapping[tuple[str, ...], int]
 
 
@@ -62,13 +67,18 @@ def ask_in_turn(
     sizes = [iterations * (i + 1) // rounds - iterations * i // rounds for i in range(rounds)]
     times: dict[str, list[npt.NDArray[np.int64]]] = {stage.name: [] for stage in stages}
     elapsed = dict.fromkeys(times, 0)
+    sizes_of = {name: np.zeros(2, np.int64) for name in times}
     counted: dict[str, dict[tuple[str, ...], int]] = {stage.name: {} for stage in stages}
     for stage in stages:
         for _ in range(warm_up):
             stage.ask(stage.prepare(take(stream, 1)[0]))
     for size in sizes:
         for stage in stages:
-            work = [_ready(stage, stream, size, threads) for _ in range(threads)]
+            work = []
+            for _ in range(threads):
+                prepared, keys, row_bytes = _ready(stage, stream, size, threads)
+                work.append(prepared)
+                sizes_of[stage.name] += (keys, row_bytes)
             before = counters()
             turn, elapsed_ns = _ask_at_once(stage, work)
             times[stage.name] += turn
@@ -78,18 +88,29 @@ def ask_in_turn(
                 of_stage[counter] = of_stage.get(counter, 0) + value - before.get(counter, 0)
     return {
         name: Asked(
-            times_ns=np.concatenate(times[name]), elapsed_ns=elapsed[name], counted=counted[name]
+            times_ns=np.concatenate(times[name]),
+            elapsed_ns=elapsed[name],
+            keys=int(sizes_of[name][0]),
+            row_bytes=int(sizes_of[name][1]),
+            counted=counted[name],
         )
         for name in times
     }
 
 
-def _ready(stage: Stage, stream: Iterator[Batch], count: int, threads: int) -> list[Any]:
-    first = take(stream, 1)
-    num_bytes = sum(keys.nbytes for keys in first[0].keys)
+def _ready(
+    stage: Stage, stream: Iterator[Batch], count: int, threads: int
+) -> tuple[list[Any], int, int]:
+    """Return what is asked in `count` calls, and the keys and bytes of rows of all of them."""
+    batches = take(stream, 1)
+    num_bytes = sum(keys.nbytes for keys in batches[0].keys)
     ready = max(1, min(count, _READY_BYTES // (threads * max(1, num_bytes))))
-    prepared = [stage.prepare(batch) for batch in first + take(stream, ready - 1)]
-    return [prepared[i % ready] for i in range(count)]
+    batches += take(stream, ready - 1)
+    prepared = [stage.prepare(batch) for batch in batches]
+    sizes = [stage.size(batch) for batch in batches]
+    order = [i % ready for i in range(count)]
+    keys, row_bytes = (sum(sizes[i][part] for i in order) for part in (0, 1))
+    return [prepared[i] for i in order], keys, row_bytes
 
 
 def _ask_at_once(

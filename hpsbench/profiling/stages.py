@@ -9,14 +9,63 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from hpsbench.hps.gpu_lookup import GpuLookup
 from hpsbench.hps.lookup import ModelTables
+from hpsbench.hps.native.tiers import Tier, fetch
 from hpsbench.profiling.batches import Batch
 from hpsbench.profiling.subject import Subject
 
 PEERS = ("tensorflow", "numpy", "none")
 
 
-class HostLookup:
+class _AllTables:
+    """A stage that asks each key of all tables."""
+
+    def __init__(self, subject: Subject) -> None:
+        self._subject = subject
+
+    def size(self, batch: Batch) -> tuple[int, int]:
+        """Return the keys of a batch, and the bytes of their rows."""
+        keys = [keys.size for keys in batch.keys]
+        return sum(keys), 4 * int(np.dot(keys, self._subject.embedding_dims))
+
+
+class _FlatLookup(_AllTables):
+    """A stage that asks all tables in one call, table after table."""
+
+    def __init__(self, subject: Subject, tables: ModelTables) -> None:
+        super().__init__(subject)
+        self._tables = tables
+
+    def prepare(self, batch: Batch) -> Any:
+        """Return the flat keys, and the count for each table."""
+        counts = np.zeros(len(self._tables.table_names), np.uint64)
+        flat: list[npt.NDArray[Any]] = []
+        for table, keys in sorted(
+            zip(self._subject.table_ids, batch.keys, strict=True), key=lambda pair: pair[0]
+        ):
+            counts[table] = keys.size
+            flat.append(keys.ravel())
+        return np.concatenate(flat), counts
+
+
+class GpuCacheLookup(_FlatLookup):
+    """The cache on a GPU, asked from Python; keys come from the host, rows stay there."""
+
+    meaning = "hpsbench.hps.gpu_lookup: keys to the GPU, rows in its memory, without TensorFlow"
+
+    def __init__(self, subject: Subject, tables: ModelTables, device: int) -> None:
+        """Ask the cache of `tables` on this GPU."""
+        super().__init__(subject, tables)
+        self.name = f"GPU {device} cache"
+        self._lookup = GpuLookup(tables, device)
+
+    def ask(self, prepared: Any) -> object:
+        """Look the keys of all tables up in one call."""
+        return self._lookup.lookup_flat(*prepared)
+
+
+class HostLookup(_FlatLookup):
     """The model's tables asked from Python: what TensorFlow adds is not in it."""
 
     name = "host tables"
@@ -24,18 +73,8 @@ class HostLookup:
 
     def __init__(self, subject: Subject, tables: ModelTables) -> None:
         """Ask `tables`, loaded from the subject."""
-        self._tables = tables
-        self._subject = subject
+        super().__init__(subject, tables)
         self._rooms = _Rooms()
-
-    def prepare(self, batch: Batch) -> Any:
-        """Return the flat keys, and the count for each table."""
-        counts = np.zeros(len(self._tables.table_names), np.uint64)
-        flat: list[npt.NDArray[Any]] = []
-        for table, keys in sorted(zip(self._subject.table_ids, batch.keys, strict=True)):
-            counts[table] = keys.size
-            flat.append(keys.ravel())
-        return np.concatenate(flat), counts
 
     def ask(self, prepared: Any) -> object:
         """Look the keys of all tables up in one call."""
@@ -44,7 +83,34 @@ class HostLookup:
         return self._tables.lookup_flat(keys, counts, self._rooms.of(0, (size,)))
 
 
-class TensorFlowLookup:
+class TierLookup:
+    """One tier of one table, and those below it, asked as a cache asks that misses a key."""
+
+    def __init__(self, subject: Subject, tables: ModelTables, number: int, tier: Tier) -> None:
+        """Ask the subject's table `number`, without the tiers before `tier`."""
+        self.name = f"from {tier.name.lower()} on"
+        if len(subject.table_ids) > 1:
+            self.name = f"{subject.table_names[number]} {self.name}"
+        self.meaning = "this tier and those below it, of one table, on one thread"
+        self._table, self._number = subject.table_ids[number], number
+        self._native, self._tier = tables.native, tier
+        self._row_bytes = 4 * subject.embedding_dims[number]
+
+    def size(self, batch: Batch) -> tuple[int, int]:
+        """Return the unique keys of the table in a batch, and the bytes of their rows."""
+        keys = len(np.unique(batch.keys[self._number]))
+        return keys, keys * self._row_bytes
+
+    def prepare(self, batch: Batch) -> Any:
+        """Return the unique keys, which is what a tier is asked."""
+        return np.unique(batch.keys[self._number]).astype(np.int64)
+
+    def ask(self, prepared: Any) -> object:
+        """Fetch the rows."""
+        return fetch(self._native, self._table, prepared, self._tier)
+
+
+class TensorFlowLookup(_AllTables):
     """The operation that a served model runs, on the device on which TensorFlow puts it."""
 
     name = "end to end"
@@ -56,6 +122,7 @@ class TensorFlowLookup:
 
         import hpsbench.hps as hps
 
+        super().__init__(subject)
         self._device = _Device(device)
         model, tables, dims = subject.model.model, subject.table_ids, subject.embedding_dims
         if len(tables) == 1:
@@ -74,7 +141,7 @@ class TensorFlowLookup:
         return self._device.call(self._function, prepared)
 
 
-class TensorFlowPeer:
+class TensorFlowPeer(_AllTables):
     """`tf.nn.embedding_lookup` of variables that hold the same rows, on the same device."""
 
     name = "tf.nn.embedding_lookup"
@@ -84,6 +151,7 @@ class TensorFlowPeer:
         """Copy the rows into variables."""
         import tensorflow as tf
 
+        super().__init__(subject)
         self._device = _Device(device)
         with tf.device(device):
             variables = [tf.Variable(model.rows) for model in subject.sparse_models]
@@ -100,7 +168,7 @@ class TensorFlowPeer:
         return self._device.call(self._function, prepared)
 
 
-class NumpyPeer:
+class NumpyPeer(_AllTables):
     """`numpy.take` of the mapped rows, on one thread for each caller."""
 
     name = "numpy.take"
@@ -108,6 +176,7 @@ class NumpyPeer:
 
     def __init__(self, subject: Subject) -> None:
         """Take from the rows of the subject."""
+        super().__init__(subject)
         self._rows = [model.rows for model in subject.sparse_models]
         self._rooms = _Rooms()
 

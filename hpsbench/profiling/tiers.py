@@ -35,12 +35,18 @@ def tier_results(counted: Counters, tables: Sequence[str]) -> tuple[TierResult, 
             )
             if unique:
                 results.append(_tier(table, f"GPU {gpu} cache, unique keys", unique, found))
-        keys = of_table["keys",]
-        results.append(_tier(table, "host table", keys, keys - of_table["missing_keys",]))
+        for tier in [path[1] for path in of_table if path[0] == "tiers" and path[2] == "keys"]:
+            keys, hits, ns = (of_table["tiers", tier, name] for name in ("keys", "hits", "ns"))
+            results.append(_tier(table, tier, keys, hits, ns))
     return tuple(results)
 
 
-def _tier(table: str, tier: str, keys: int, hits: int) -> TierResult:
+def _tier(table: str, tier: str, keys: int, hits: int, ns: int | None = None) -> TierResult:
     return TierResult(
-        table=table, tier=tier, keys=keys, hits=hits, hit_rate=hits / keys if keys else None
+        table=table,
+        tier=tier,
+        keys=keys,
+        hits=hits,
+        hit_rate=hits / keys if keys else None,
+        ns_per_key=None if ns is None or not keys else ns / keys,
     )

@@ -7,8 +7,11 @@ from collections.abc import Sequence
 from hpsbench.hps.budget import Budget, ModelBudget
 from hpsbench.report.notation import DASH, significant
 
-_NAME_WIDTH = 20
-_COLUMNS = (("rows", 14), ("dim", 6), ("index", 10), ("mapped", 10), ("GPU", 10), ("locked", 10))
+_NAME_WIDTH = 16
+_COLUMNS = (
+    ("rows", 14), ("dim", 5), ("index", 9), ("mapped", 9), ("volatile", 9), ("GPU", 9),
+    ("locked", 9),
+)  # fmt: skip
 
 
 def lines(budget: Budget) -> list[str]:
@@ -23,15 +26,16 @@ def lines(budget: Budget) -> list[str]:
         ]
     return [
         *text,
-        "index: on the host, for good; mapped: rows in the page cache; GPU: on each GPU;",
-        "locked: page-locked on the host, for each GPU",
+        "index: on the host, for good; mapped: rows in the page cache; volatile: copies",
+        "of rows on the host, at most; GPU: on each GPU; locked: page-locked on the host,",
+        "for each GPU",
     ]
 
 
 def size(num_bytes: int) -> str:
     """Return `0 B`, `999 B`, `1.50 KiB`, `12.3 GiB`: three digits and the unit that suits them."""
     value, units = float(num_bytes), ["B", "KiB", "MiB", "GiB", "TiB"]
-    while value >= 1000 and len(units) > 1:
+    while value >= 999.5 and len(units) > 1:
         value /= 1024
         units.pop(0)
     return f"{num_bytes} B" if units[0] == "B" else f"{significant(value, 3)} {units[0]}"
@@ -59,6 +63,7 @@ def _tables(budget: ModelBudget) -> list[str]:
                 str(table.embedding_dim),
                 size(table.index_bytes) if table.index_kind == "hash" else DASH,
                 size(table.mapped_bytes),
+                size(table.volatile_bytes),
                 size(table.gpu_bytes),
                 size(table.page_locked_bytes),
             ],
@@ -67,12 +72,13 @@ def _tables(budget: ModelBudget) -> list[str]:
     ]
     if budget.lookup_gpu_bytes:
         lookups = (budget.lookup_gpu_bytes, budget.lookup_page_locked_bytes)
-        rows.append(_row("(lookups)", ["", "", "", "", *map(size, lookups)]))
+        rows.append(_row("(lookups)", ["", "", "", "", "", *map(size, lookups)]))
     if len(rows) > 1:
         sums = [
             "",
             size(sum(table.index_bytes for table in budget.tables)),
             size(sum(table.mapped_bytes for table in budget.tables)),
+            size(sum(table.volatile_bytes for table in budget.tables)),
             size(budget.gpu_bytes),
             size(budget.page_locked_bytes),
         ]

@@ -61,8 +61,8 @@ def _throughput(stage: StageResult) -> list[str]:
 def _tiers(profile: Profile) -> list[str]:
     several = len(profile.tables) > 1
     return [
-        _row("tiers, end to end", ("keys", "hits", "hit rate"), width=12),
-        *(_row(_tier_name(tier, several), _tier(tier), width=12) for tier in profile.tiers),
+        _row("tiers, end to end", ("keys", "hits", "hit rate", "ns/key"), width=13),
+        *(_row(_tier_name(tier, several), _tier(tier), width=13) for tier in profile.tiers),
     ]
 
 
@@ -72,7 +72,8 @@ def _tier_name(tier: TierResult, several: bool) -> str:
 
 def _tier(tier: TierResult) -> list[str]:
     rate = DASH if tier.hit_rate is None else f"{tier.hit_rate:.4f}"
-    return [f"{tier.keys:,}", f"{tier.hits:,}", rate]
+    time = DASH if tier.ns_per_key is None else significant(tier.ns_per_key)
+    return [f"{tier.keys:,}", f"{tier.hits:,}", rate, time]
 
 
 def _row(name: str, cells: Sequence[str], width: int = 10) -> str:

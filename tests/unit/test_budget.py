@@ -15,6 +15,7 @@ from hpsbench.hps import budget
 from hpsbench.hps.configuration import (
     Configuration,
     ModelConfiguration,
+    VolatileDatabase,
     read_configuration,
     write_configuration,
 )
@@ -37,7 +38,14 @@ DIM = 4
 Doctor = Callable[..., tuple[int, str, str]]
 
 
-def write(folder: Path, names: list[str], *, fuse: bool = False, **options: Any) -> Path:
+def write(
+    folder: Path,
+    names: list[str],
+    *,
+    fuse: bool = False,
+    volatile_db: VolatileDatabase | None = None,
+    **options: Any,
+) -> Path:
     """Write tables of these keys, and their configuration."""
     for name in names:
         rows = np.zeros((len(KEYS[name]), DIM), np.float32)
@@ -51,7 +59,9 @@ def write(folder: Path, names: list[str], *, fuse: bool = False, **options: Any)
         default_value_for_each_table=(0.0,) * len(names),
         **{"deployed_device_list": (0,), **options},
     )
-    configuration = Configuration(models=(model,), fuse_embedding_table=fuse)
+    configuration = Configuration(
+        models=(model,), fuse_embedding_table=fuse, volatile_db=volatile_db
+    )
     return write_configuration(folder / "ps.json", configuration)
 
 
@@ -83,11 +93,42 @@ def test_fused_tables_share_one_index_among_them(tmp_path: Path, names: list[str
     }
 
 
+@pytest.mark.parametrize(
+    "section",
+    [
+        {"initial_cache_rate": 0.5},
+        {"initial_cache_rate": 0.9, "num_partitions": 3, "allocation_rate": 4096},
+        {"overflow_margin": 100},
+        {"initial_cache_rate": 0.01, "cache_missed_embeddings": True},
+        {"initial_cache_rate": 0.5, "initialize_after_startup": False},
+    ],
+    ids=str,
+)
+def test_the_volatile_tier_takes_about_what_was_forecast(
+    tmp_path: Path, section: dict[str, Any]
+) -> None:
+    path = write(tmp_path, ["scattered"], volatile_db=VolatileDatabase(type="hash_map", **section))
+    forecast = budget.forecast(read_configuration(path)).volatile_bytes
+    model = open_model(path, "m")
+    model.lookup(0, KEYS["scattered"])
+    [facts] = [t["tiers"]["volatile"] for t in model.statistics().values()]
+    model.close()
+    assert facts["num_bytes"] / 1.34 < forecast < 1.34 * facts["num_bytes"]
+
+
+def test_without_bounds_there_is_no_volatile_copy(tmp_path: Path) -> None:
+    for volatile_db in (None, VolatileDatabase(type="hash_map")):
+        path = write(tmp_path, ["scattered"], volatile_db=volatile_db)
+        assert budget.forecast(read_configuration(path)).volatile_bytes == 0
+
+
 def test_a_gpu_forecast_counts_slots_rows_and_defaults() -> None:
     # A whole table of scattered keys: 5 / 3 slots of 16 bytes a key, the rows, a row of defaults.
     scattered = budget.resident_bytes(3_000, 128, 3_000, is_range=False)
     assert scattered == 3_000 * 512 + 512 + (5_000 + 2) * 16
     assert budget.resident_bytes(3_000, 128, 1_000, is_range=True) == 1_000 * 512 + 512
+    rows = budget.resident_bytes(3_000, 128, 3_000, is_range=True, float8=True)
+    assert rows == 3_000 * 132 + 512
     # Sets of 16 slots, each with a key, a stamp and a row; two sets at least.
     assert budget.slab_bytes(1000, 16, 0.2) == 13 * 16 * (8 + 4 + 64) + 64
     assert budget.slab_bytes(10, 16, 0.1) == 2 * 16 * (8 + 4 + 64) + 64

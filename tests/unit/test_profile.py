@@ -155,6 +155,9 @@ class Sleeper:
     def prepare(self, batch: Batch) -> int:
         return int(batch.keys[0][0])
 
+    def size(self, batch: Batch) -> tuple[int, int]:
+        return 10, 640
+
     def ask(self, prepared: Any) -> object:
         time.sleep(self.seconds)
         self.asked.append(prepared)
@@ -181,6 +184,8 @@ def test_every_call_of_every_thread_is_timed_after_the_warm_up(threads: int) -> 
     for stage in (slow, fast):
         assert len(asked[stage.name].times_ns) == 12 * threads
         assert len(stage.asked) == 12 * threads + 2
+        assert asked[stage.name].keys == 120 * threads
+        assert asked[stage.name].row_bytes == 7680 * threads
         assert asked[stage.name].times_ns.min() >= stage.seconds * 1e9
         # Threads sleep at the same time.
         assert asked[stage.name].elapsed_ns < 1.5 * asked[stage.name].times_ns.sum() / threads
@@ -204,15 +209,48 @@ def test_a_stage_that_fails_ends_the_profile_at_once() -> None:
 
 def test_tiers_are_told_by_what_the_counters_rose() -> None:
     gpu = {"keys": 80, "hits": 60, "unique_keys": 20, "unique_hits": 15, "resident": False}
-    counted = flat_counters(
-        {"users": {"keys": 100, "missing_keys": 10, "index_kind": "hash", "gpu_caches": {1: gpu}}}
-    )
-    told = [(t.tier, t.keys, t.hits, t.hit_rate) for t in tier_results(counted, ["users"])]
-    assert told == [
-        ("GPU 1 cache", 80, 60, 0.75),
-        ("GPU 1 cache, unique keys", 20, 15, 0.75),
-        ("host table", 100, 90, 0.9),
+    tiers = {
+        "volatile": {"keys": 5, "hits": 1, "ns": 1000, "available": True},
+        "mapped": {"keys": 4, "hits": 4, "ns": 80},
+        "redis": {"keys": 0, "hits": 0, "ns": 0},
+    }
+    counted = flat_counters({"users": {"keys": 9, "tiers": tiers, "gpu_caches": {1: gpu}}})
+    told = [
+        (t.tier, t.keys, t.hits, t.hit_rate, t.ns_per_key) for t in tier_results(counted, ["users"])
     ]
+    assert told == [
+        ("GPU 1 cache", 80, 60, 0.75, None),
+        ("GPU 1 cache, unique keys", 20, 15, 0.75, None),
+        ("volatile", 5, 1, 0.2, 200.0),
+        ("mapped", 4, 4, 1.0, 20.0),
+        ("redis", 0, 0, None, None),
+    ]
+
+
+@pytest.mark.parametrize("batch_size", [1, 64])
+def test_each_tier_is_a_stage_of_its_own(
+    command: Run, ps_config_file: Path, tmp_path: Path, batch_size: int
+) -> None:
+    document = json.loads(ps_config_file.read_text())
+    document["volatile_db"] = {
+        "type": "hash_map", "initial_cache_rate": 0.0, "cache_missed_embeddings": True,
+    }  # fmt: skip
+    ps_config_file.write_text(json.dumps(document))
+    code, out, err = command(
+        "--config", ps_config_file, "--table", "users", "--batch-size", batch_size,
+        "--hotness", 4, "--iterations", 6, "--warm-up", 40, "--peer", "none",
+        "--stream", "repeated", "--json", tmp_path / "profile.json",
+    )  # fmt: skip
+    assert code == 0, err
+    stored = json.loads((tmp_path / "profile.json").read_text())
+    names = [stage["name"] for stage in stored["stages"]]
+    assert names == ["end to end", "host tables", "from volatile on", "from mapped on"]
+    # What was missed in the warm-up is in the volatile tier when it counts.
+    [volatile, updated, mapped] = stored["tiers"]
+    assert volatile["hit_rate"] == 1.0
+    assert volatile["ns_per_key"] > 0
+    assert (updated["keys"], mapped["keys"], mapped["hit_rate"]) == (0, 0, None)
+    assert "from mapped on: this tier and those below it" in out
 
 
 def test_a_profile_counts_keys_and_hits_and_writes_all_it_prints(
@@ -239,7 +277,7 @@ def test_a_profile_counts_keys_and_hits_and_writes_all_it_prints(
     assert stored["stages"][0]["of_peer"] == pytest.approx(
         stored["stages"][0]["calls"]["median_ns"] / peer["calls"]["median_ns"]
     )
-    [tier] = stored["tiers"]
+    tier = next(tier for tier in stored["tiers"] if tier["tier"] == "mapped")
     assert (tier["keys"], tier["hits"], tier["hit_rate"]) == (60 * 32, 60 * 24, 0.75)
     assert "0.7500" in out
     assert max(len(line) for line in out.splitlines() if str(tmp_path) not in line) <= 80
@@ -255,7 +293,8 @@ def test_all_tables_of_a_model_are_asked_together(
     assert code == 0, err
     stored = json.loads((tmp_path / "profile.json").read_text())
     assert [t["name"] for t in stored["tables"]] == ["users", "items"]
-    assert [(t["table"], t["keys"]) for t in stored["tiers"]] == [("users", 40), ("items", 40)]
+    mapped = [(t["table"], t["keys"]) for t in stored["tiers"] if t["tier"] == "mapped"]
+    assert mapped == [("users", 40), ("items", 40)]
     assert stored["peer"] == "tf.nn.embedding_lookup"
     assert "hot, 0.9 of them out of the same 100" in out
 

@@ -240,7 +240,12 @@ def _report(given: argparse.Namespace) -> int:
     chosen = sorted(_chosen_runs(given), key=lambda run: run.run_id)
     run = chosen.pop()
     earlier = chosen if given.runs[1:] else earlier_runs(given.runs_dir, run)
-    contents = gather(run, baselines_folder=given.baselines, earlier=earlier)
+    contents = gather(
+        run,
+        baselines_folder=given.baselines,
+        earlier=earlier,
+        beside=given.runs_dir.parent,
+    )
     asked = (
         (given.html, html.page),
         (given.junit, junit.suite_xml),

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from hpsbench import comparisons, revisions, runs, selftest
+from hpsbench import comparisons, revisions, runs, selftests
 from hpsbench.answers import TOLERANCE, AnswerDifference, Answers, answer_difference
 from hpsbench.comparisons import StoredComparison, compared_launches
 from hpsbench.config import PROTOCOLS, ServerConfig, environment, load_suite
@@ -288,8 +288,8 @@ def _command(given: argparse.Namespace) -> int:
             _say,
             store=_store,
         )
-    for file in (selftest.FILE, selftest.NOISY_FILE):
-        known = selftest.stored(this_machine().cls, policy, file)
+    for file in (selftests.FILE, selftests.NOISY_FILE):
+        known = selftests.stored(this_machine().cls, file, policy)
         if known is not None:
             _say(resolution.quotation(known))
     return code

@@ -377,7 +377,12 @@ def _say_what_is_kept(reporter: pytest.TerminalReporter, state: _State) -> None:
 
 def _write_reports(state: _State, options: BenchOptions, run: runs.Run) -> None:
     earlier = earlier_runs(options.runs_dir, run)
-    contents = gather(run, baselines_folder=options.baselines_dir, earlier=earlier)
+    contents = gather(
+        run,
+        baselines_folder=options.baselines_dir,
+        earlier=earlier,
+        beside=options.runs_dir.parent,
+    )
     page = options.runs_dir.parent / files.HTML_NAME
     files.write(page, html.page(contents))
     state.report_path = page

@@ -12,7 +12,6 @@ from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 
-from hpsbench import runs, storage
 from hpsbench.config import ServerConfig, environment
 from hpsbench.duet import BASELINE, DuetPolicy, judge_duet, pooled
 from hpsbench.duet_session import LaunchDone, Pair, run_duet
@@ -31,14 +30,12 @@ from hpsbench.resolution import (
     merged,
     with_decisions,
 )
+from hpsbench.selftests import FILE, NOISY_FILE, load, store
 from hpsbench.servers.neighbours import noisy_neighbours
 from hpsbench.slowed import MODEL, calibrate, slowed_pair, write_model
 from hpsbench.verdict import Outcome
 from hpsbench.workspace import workspace
 
-FILE = runs.FOLDER.parent / "selftest.json"
-NOISY_FILE = runs.FOLDER.parent / "selftest-noisy.json"
-SCHEMA_VERSION = 1
 SESSIONS, QUICK_SESSIONS = 10, 3
 
 
@@ -147,20 +144,6 @@ def _decide(
     )
 
 
-def load(file: Path) -> SelfTest:
-    """Return the self-test in a file. Raises BaselineError (see `storage.read`)."""
-    return storage.read(SelfTest, file, schema_version=SCHEMA_VERSION, restore="run it again")
-
-
-def stored(machine: str, policy: DuetPolicy, file: Path = FILE) -> SelfTest | None:
-    """Return the self-test of this class of machine and policy, None where there is none."""
-    try:
-        found = load(file)
-    except BaselineError:
-        return None
-    return found if (found.machine, found.policy) == (machine, policy) else None
-
-
 def parse_shares(text: str) -> tuple[float, ...]:
     """Return the shares of `A/A,+5%`, each once. Raises ConfigError for what is no share."""
     shares = []
@@ -250,7 +233,7 @@ def _measure(
         decisions.append(replace(decision, request_ns=empty.request_ns))
         _say(report.decision_line(len(decisions), total, decision))
         # An interrupted self-test keeps what it has.
-        _store(output, with_decisions(empty, [*before, *decisions]))
+        store(output, with_decisions(empty, [*before, *decisions]))
 
     selftest(
         pair,
@@ -271,8 +254,7 @@ def _merge(files: Sequence[Path], output: Path) -> int:
     for file, other in zip(files, found, strict=True):
         _require_alike(file, other, found[0])
     together = merged(found)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    _store(output, together)
+    store(output, together)
     for line in [*report.summary(together), f"stored {output}, of {len(files)} files"]:
         _say(line)
     return EXIT_PASSED
@@ -285,10 +267,6 @@ def _require_alike(file: Path, held: SelfTest | None, other: SelfTest) -> None:
             f"{file} cannot be counted together with these: {'; '.join(found)}",
             hint="count together what is alike only: name other files, or another --output",
         )
-
-
-def _store(file: Path, held: SelfTest) -> None:
-    storage.write_atomically(file, storage.encode(held, schema_version=SCHEMA_VERSION))
 
 
 def _say(line: str) -> None:

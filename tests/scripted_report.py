@@ -11,13 +11,20 @@ import numpy as np
 
 from hpsbench import published
 from hpsbench.baselines import Baseline
+from hpsbench.comparisons import ComparedLaunch, StoredComparison
 from hpsbench.config import load_suite
+from hpsbench.duet import DuetPolicy
 from hpsbench.measurements import LaunchMeasurement, Measurement, ServerTimes
 from hpsbench.report.contents import Contents
+from hpsbench.resolution import Decision, SelfTest, resolutions
 from hpsbench.runs import Result, Run, combined
+from hpsbench.servers.traces import STAGES
 from hpsbench.session import reference_of
-from hpsbench.verdict import judge, vanished
-from tests.scripted import measurement, run_of, verdict
+from hpsbench.stages import StageProfile, StageSummary
+from hpsbench.telemetry import GpuTelemetry, HostTelemetry, Telemetry
+from hpsbench.verdict import Outcome, Verdict, judge, vanished
+from hpsbench.workload import row_of
+from tests.scripted import MACHINE, measurement, run_of, verdict
 
 BASELINES_FOLDER = Path(__file__).parents[1] / "baselines"
 BATCH_SIZES = (32, 256, 1024, 4096)
@@ -34,11 +41,17 @@ NUMPY_MS = (1.9, 5.2, 17.0, 66.0)
 
 
 def sample_measurement(
-    variant: str, batch_size: int, *, session: int = 0, slowdown: float = 1.0, launches: int = 4
+    variant: str,
+    batch_size: int,
+    *,
+    session: int = 0,
+    slowdown: float = 1.0,
+    launches: int = 4,
+    keys: str = "",
 ) -> Measurement:
     """Return a measurement with lifelike latencies: a floor, a skewed body, a few stragglers."""
     at = BATCH_SIZES.index(batch_size)
-    rng = np.random.default_rng([session, at, *variant.encode()])
+    rng = np.random.default_rng([session, at, *variant.encode(), *keys.encode()])
     reference_ms = NUMPY_MS[at] if variant == "native_tf" else P10_MS["native_tf"][at]
     drift = 1 + 0.03 * rng.standard_normal()
     measured = []
@@ -65,21 +78,181 @@ def sample_measurement(
                     compute_infer_ns=int(0.72 * mean_ns),
                     compute_output_ns=int(22_000 + 0.01 * mean_ns),
                 ),
+                stages=_stages(mean_ns),
+                hit_rates=_hit_rates(variant, keys, at),
+                telemetry=_telemetry(number, at),
             )
         )
+    row = row_of(variant, keys)
     return Measurement(
-        benchmark=f"laptop-{variant}-b{batch_size}",
-        variant=variant,
+        benchmark=f"laptop-{row}-b{batch_size}",
+        variant=row,
         batch_size=batch_size,
-        reference=reference_of(variant),
+        reference=reference_of(row),
         launches=tuple(measured),
-        interleaved_with=tuple(v for v in P10_MS if v != variant),
+        interleaved_with=tuple(row_of(v, keys) for v in P10_MS if v != variant),
+    )
+
+
+def _stages(mean_ns: int) -> StageProfile:
+    def summary(share: float) -> StageSummary:
+        typical_ns = int(share * mean_ns)
+        return StageSummary(
+            typical_ns=typical_ns,
+            p10_ns=int(0.9 * typical_ns),
+            p50_ns=typical_ns,
+            p90_ns=int(1.4 * typical_ns),
+            p99_ns=int(2.2 * typical_ns),
+        )
+
+    shares = dict(zip(STAGES, (0.03, 0.08, 0.7, 0.04, 0.15), strict=True))
+    return StageProfile(
+        requests=50,
+        reference_ns=mean_ns,
+        whole=summary(1.0),
+        stages={stage: summary(share) for stage, share in shares.items()},
+    )
+
+
+def _hit_rates(variant: str, keys: str, at: int) -> dict[str, float]:
+    if variant.startswith("native_tf"):
+        return {}
+    cached = 0.655 + 0.02 * at if keys else 1.0
+    return {"GPU 0 cache": cached, "host table": 1.0}
+
+
+def _telemetry(launch: int, at: int) -> Telemetry:
+    return Telemetry(
+        elapsed_s=12.5,
+        samples=26,
+        sampling_cpu_s=0.009,
+        host=HostTelemetry(
+            cpus=16,
+            own=0.21,
+            others=0.02 + 0.01 * launch,
+            steal=0.001,
+            iowait=0.0,
+            frequency_mhz=2600.0,
+            min_frequency_mhz=2590.0,
+            load_1min=2.25,
+            min_available_bytes=98 * 2**30,
+            swapped_in_bytes=0,
+            swapped_out_bytes=0,
+        ),
+        gpus=(
+            GpuTelemetry(
+                name="GPU 0 (NVIDIA H100 80GB HBM3)",
+                used=True,
+                sm_clock_mhz=1965.0,
+                min_sm_clock_mhz=1905.0,
+                memory_clock_mhz=2619.0,
+                power_w=310.0 + 40 * at,
+                energy_j=3875.0 + 500 * at,
+                max_temperature_c=51.0,
+                utilization=0.74,
+                max_memory_bytes=41 * 2**30,
+                reasons={"power cap": 0.12} if at == 3 else {},
+                shared_with=(),
+            ),
+        ),
+    )
+
+
+def duets() -> list[StoredComparison]:
+    """Return a confirmed regression, a pass, and a candidate that answers otherwise."""
+    policy = DuetPolicy()
+    slow, steady = (1.052, 1.061, 1.047, 1.058), (1.003, 0.994, 1.011, 0.998)
+
+    def duet(
+        name: str, outcome: Outcome, text: str, *sessions: Sequence[float]
+    ) -> StoredComparison:
+        return StoredComparison(
+            comparison_id=f"20260108T030405.000Z-{name}",
+            recorded_at="2026-01-08T03:04:05Z",
+            machine=MACHINE.cls,
+            model=name,
+            baseline="main (revision 4d84dd7b1c02)",
+            candidate="HEAD (revision cbe677d41e9a)",
+            policy=policy,
+            launches=tuple(
+                ComparedLaunch(
+                    session=number,
+                    ratio_p10=ratio,
+                    ratio_p50=1 + 1.6 * (ratio - 1),
+                    baseline_p10_ns=1_710_000,
+                    candidate_p10_ns=round(1_710_000 * ratio),
+                )
+                for number, session in enumerate(sessions, start=1)
+                for ratio in session
+            ),
+            verdict=Verdict(outcome=outcome, benchmark=name, text=f"{name}: {text}", hint=""),
+            answers="answers are the same (4 requests)" if sessions else None,
+        )
+
+    return [
+        duet(
+            "hps_tf",
+            Outcome.REGRESSED,
+            "p10 5.4% slower (+5.5%, then +5.3%; limit 3.0%), p50 8.7% slower (+8.8%, then +8.6%; "
+            "limit 10.0%), p99 +9.1% (not judged, of only 1000 requests); 8 launches of 125 pairs",
+            slow,
+            slow[::-1],
+        ),
+        duet(
+            "hps_ensemble",
+            Outcome.PASS,
+            "p10 the same (limit 3.0%), p50 0.2% slower (limit 10.0%); 4 launches of 125 pairs",
+            steady,
+        ),
+        duet(
+            "hps_onnx_fp16",
+            Outcome.INVALID,
+            "answers differ: by 0.02 at most, relative 0.02, where 0.001 is allowed; a candidate "
+            "that answers otherwise is not measured",
+        ),
+    ]
+
+
+def selftest_of_the_host(neighbours: int = 0) -> SelfTest:
+    """Return a self-test of a hundred decisions on each of two changes."""
+    slower = {0.0: 1, 0.05: 97}
+    decisions = [
+        Decision(
+            injected=share,
+            outcome=Outcome.REGRESSED if number < found else Outcome.PASS,
+            change=share,
+            change_p50=share,
+            mean_change=share + 0.01 * (number % 7 - 3),
+            ratios_p10=(1 + share,),
+            ratios_p50=(1 + share,),
+            sessions=1 + bool(share),
+            measure_s=2.8,
+            total_s=9.5,
+        )
+        for share, found in slower.items()
+        for number in range(100)
+    ]
+    return SelfTest(
+        recorded_at="2026-01-07T03:04:05Z",
+        machine=MACHINE.cls,
+        policy=DuetPolicy(),
+        request_ns=2_000_000,
+        confidence=0.95,
+        resolutions=resolutions(decisions),
+        decisions=tuple(decisions),
+        neighbours=neighbours,
     )
 
 
 def sample_run(session: int = 0, *, variants: Sequence[str] = tuple(P10_MS)) -> Run:
     """Return one session; the sessions follow each other by a day."""
     measured = [sample_measurement(v, b, session=session) for b in BATCH_SIZES for v in variants]
+    measured += [
+        sample_measurement(v, b, session=session, slowdown=1.04, keys="zipf")
+        for b in BATCH_SIZES[2:]
+        for v in ("native_tf", "hps_tf", "hps_ensemble")
+        if v in variants
+    ]
     day = f"2026-01-{session + 1:02}"
     run = run_of(*measured, run_id=f"{day.replace('-', '')}T030405Z-{session:06}")
     return dataclasses.replace(
@@ -131,6 +304,8 @@ def every_outcome() -> Contents:
         baselines=stored,
         publications=published.load(BASELINES_FOLDER),
         earlier=earlier,
+        comparisons=duets(),
+        selftests=[selftest_of_the_host(), selftest_of_the_host(neighbours=1)],
     )
 
 

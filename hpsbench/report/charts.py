@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeVar
 
@@ -17,10 +16,11 @@ from hpsbench.published import COMPUTE_INFER, Publication
 from hpsbench.report import notation
 from hpsbench.report.elements import Element, element
 from hpsbench.report.panels import (
+    ROW,
     WIDTH,
     Frame,
-    Scale,
     bar,
+    change_span,
     line,
     linear_scale,
     linear_ticks,
@@ -29,12 +29,13 @@ from hpsbench.report.panels import (
     marker,
     panel,
     path,
-    text_width,
+    percent_ticks,
+    row_name,
+    rows_frame,
     words,
     x_axis,
     y_axis,
 )
-from hpsbench.verdict import Verdict
 from hpsbench.workload import split_row
 
 T = TypeVar("T")
@@ -53,12 +54,6 @@ STAGES = (
     ("compute infer", "compute_infer_ns"),
     ("compute output", "compute_output_ns"),
 )
-
-#: Changes beyond half or double are drawn at the edge.
-_WIDEST_CHANGE = 1.0
-_NARROWEST_CHANGE = 0.05
-_ROW = 30.0
-_FOREST_WIDTH = 168.0
 
 #: A variant's figures by batch size.
 Cells = Mapping[tuple[str, int], Figures]
@@ -166,25 +161,25 @@ def launch_spread(
     launches: Mapping[tuple[str, int], LaunchRatios], variants: Sequence[str]
 ) -> list[Element]:
     """Return a panel per batch size: each launch's p10 ratio as a change from the baseline's."""
-    widest = _span(
+    widest = change_span(
         abs(change)
         for ratios in launches.values()
         for change in (*ratios.own, *ratios.stored, ratios.limit or 0.0)
     )
     panels = []
     for place_name, rows in _by_batch_size(launches, variants).items():
-        frame, marks = _rows_frame(len(rows))
+        frame, marks = rows_frame(len(rows))
         x = linear_scale(-widest, widest, frame.left, frame.right)
-        marks += x_axis(frame, x, _percent_ticks(widest), "change of p10 ratio, one dot a launch")
+        marks += x_axis(frame, x, percent_ticks(widest), "change of p10 ratio, one dot a launch")
         for number, (variant, ratios) in enumerate(rows):
-            middle = frame.top + (number + 0.5) * _ROW
+            middle = frame.top + (number + 0.5) * ROW
             place = place_of(variant, variants)
             if ratios.limit is not None:
                 reach = min(ratios.limit, widest)
                 tip = f"limit {notation.limit(ratios.limit)}"
                 band = bar(x(-reach), middle - 12, x(reach), middle + 12, class_="band", tip=tip)
                 marks.append(band)
-            marks.append(_row_name(variant, middle, place))
+            marks.append(row_name(variant, middle, place))
             marks.append(line(x(0), middle - 12, x(0), middle + 12, class_="zero"))
             for kind, changes, at in (
                 ("stored", ratios.stored, middle - 5),
@@ -238,14 +233,14 @@ def stage_bars(stages: Mapping[tuple[str, int], Stages], variants: Sequence[str]
     """Return a panel per batch size: the mean latency of each variant, split into its stages."""
     panels = []
     for place_name, rows in _by_batch_size(stages, variants).items():
-        frame, marks = _rows_frame(len(rows), right=WIDTH - 56)
+        frame, marks = rows_frame(len(rows), right=WIDTH - 56)
         longest_ms = max(s.total_ns for _, s in rows) / 1e6
         x = linear_scale(0, longest_ms, frame.left, frame.right)
         ticks = [(t, f"{t:g}") for t in linear_ticks(0, longest_ms)]
         marks += x_axis(frame, x, ticks, "mean latency, ms")
         for number, (variant, split) in enumerate(rows):
-            middle = frame.top + (number + 0.5) * _ROW
-            marks.append(_row_name(variant, middle, place_of(variant, variants)))
+            middle = frame.top + (number + 0.5) * ROW
+            marks.append(row_name(variant, middle, place_of(variant, variants)))
             start_ms = 0.0
             for place, (name, field) in enumerate(STAGES):
                 ns = getattr(split, field)
@@ -267,7 +262,7 @@ def histories(
     """Return a panel per batch size: each session's p10 ratio as a change from their median."""
     panels = []
     height = 250.0
-    widest = _span(abs(point.change) for line in points.values() for point in line)
+    widest = change_span(abs(point.change) for line in points.values() for point in line)
     for place_name, rows in _by_batch_size(points, variants).items():
         sessions = {point.run_id: point for _, line in rows for point in line}
         ordered = sorted(sessions.values(), key=lambda point: (point.recorded_at, point.run_id))
@@ -279,7 +274,7 @@ def histories(
         y = linear_scale(-widest, widest, frame.bottom, frame.top)
         ticks = [(places[point.run_id], _session_name(point)) for point in ordered]
         marks = [
-            *y_axis(frame, y, _percent_ticks(widest), "change of p10 ratio from the median"),
+            *y_axis(frame, y, percent_ticks(widest), "change of p10 ratio from the median"),
             *x_axis(frame, x, ticks, "session, the newest to the right"),
             line(frame.left, y(0), frame.right, y(0), class_="zero"),
         ]
@@ -301,71 +296,6 @@ def histories(
     return panels
 
 
-def forest_span(verdicts: Iterable[Verdict]) -> float:
-    """Return the change at the edges of `forest`, one for all verdicts that stand together."""
-    figures = [(v.low or 0.0, v.high or 0.0, v.limit or 0.0) for v in verdicts]
-    return _span(abs(figure) for of_verdict in figures for figure in of_verdict)
-
-
-def forest(verdict: Verdict, span: float) -> Element | None:
-    """Return a verdict's change with its interval, on the band of its limit; None of no figures."""
-    if verdict.change is None or verdict.limit is None:
-        return None
-    middle = 10.0
-    x = _forest_axis(span)
-
-    def clipped(change: float | None) -> float:
-        return x(max(-span, min(span, change or 0.0)))
-
-    tip = f"{notation.change(verdict.change)}, {notation.interval(verdict.low, verdict.high)}"
-    return element(
-        "svg",
-        element("title", f"{tip}, limit {notation.limit(verdict.limit)}"),
-        bar(clipped(-verdict.limit), 1, clipped(verdict.limit), 19, class_="band"),
-        line(x(0), 0, x(0), 20, class_="zero"),
-        line(clipped(verdict.low), middle, clipped(verdict.high), middle, class_="whisker"),
-        marker(0, clipped(verdict.change), middle, 4.2, class_="estimate"),
-        view_box=f"0 0 {_FOREST_WIDTH:g} 20",
-        class_=f"forest {verdict.outcome.value.lower()}",
-        role="img",
-    )
-
-
-def forest_scale(span: float) -> Element:
-    """Return the axis above a column of `forest`."""
-    x = _forest_axis(span)
-    labels = _percent_ticks(span, most=4)
-    outer = [labels[0], (0.0, "0"), labels[-1]]
-    placed = [(text, text_width(text) / 2, x(value)) for value, text in outer]
-    return element(
-        "svg",
-        [
-            words(text, max(half, min(_FOREST_WIDTH - half, at)), 12, anchor="middle")
-            for text, half, at in placed
-        ],
-        view_box=f"0 0 {_FOREST_WIDTH:g} 16",
-        class_="forest",
-        aria_hidden="true",
-    )
-
-
-def _forest_axis(span: float) -> Scale:
-    return linear_scale(-span, span, 6, _FOREST_WIDTH - 6)
-
-
-def _rows_frame(count: int, *, right: float = WIDTH - 14) -> tuple[Frame, list[Element]]:
-    frame = Frame(left=138, right=right, top=8, bottom=8 + count * _ROW)
-    return frame, []
-
-
-def _row_name(variant: str, middle: float, place: int) -> Element:
-    return element(
-        "g",
-        marker(place, 8, middle, 4, class_=f"dot v{place}"),
-        words(variant, 20, middle + 4, class_="value"),
-    )
-
-
 def _by_batch_size(
     cells: Mapping[tuple[str, int], T], variants: Sequence[str]
 ) -> dict[str, list[tuple[str, T]]]:
@@ -378,20 +308,6 @@ def _by_batch_size(
                 name = f"{size}, {keys} keys" if keys else str(size)
                 places.setdefault(name, []).append((row, cells[row, size]))
     return places
-
-
-def _span(changes: Iterable[float]) -> float:
-    widest = max([_NARROWEST_CHANGE, *changes])
-    return min(widest * 1.08, _WIDEST_CHANGE)
-
-
-def _percent_ticks(widest: float, *, most: int = 6) -> list[tuple[float, str]]:
-    ticks = linear_ticks(-widest, widest, most=most)
-    digits = 0 if all(math.isclose(t * 100, round(t * 100), abs_tol=1e-6) for t in ticks) else 1
-    return [
-        (t, f"{t:+.{digits}%}".replace("-", notation.MINUS) if abs(t) > 1e-9 else "0")
-        for t in ticks
-    ]
 
 
 def _session_name(point: HistoryPoint) -> str:

@@ -6,28 +6,38 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hpsbench import baselines, published, runs
+from hpsbench import baselines, comparisons, published, runs, selftests
 from hpsbench.baselines import Baseline
+from hpsbench.comparisons import StoredComparison
 from hpsbench.errors import BaselineError
 from hpsbench.published import Publication
+from hpsbench.resolution import SelfTest
 from hpsbench.runs import Run
 
 #: Runs that a history reaches back; a run's file holds every latency and takes its time to read.
 MOST_EARLIER = 30
+MOST_COMPARISONS = 6
 
 
 @dataclass(frozen=True, kw_only=True)
 class Contents:
-    """A run, the baselines of its benchmarks without itself, publications, and earlier runs."""
+    """A run, the baselines of its benchmarks without itself, publications, and earlier runs.
+
+    `comparisons` and `selftests` are what else was measured on this class of machine.
+    """
 
     run: Run
     baselines: Mapping[str, Baseline]
     publications: Sequence[Publication]
     earlier: Sequence[Run]
+    comparisons: Sequence[StoredComparison] = ()
+    selftests: Sequence[SelfTest] = ()
 
 
-def gather(run: Run, *, baselines_folder: Path, earlier: Sequence[Run]) -> Contents:
-    """Return the contents of a run's report.
+def gather(
+    run: Run, *, baselines_folder: Path, earlier: Sequence[Run], beside: Path | None = None
+) -> Contents:
+    """Return the contents of a run's report; `beside` is the folder of comparisons and self-tests.
 
     Raises BaselineError for a baseline or a publication that cannot be read.
     """
@@ -36,7 +46,19 @@ def gather(run: Run, *, baselines_folder: Path, earlier: Sequence[Run]) -> Conte
         baselines=_beside(run, baselines.load(baselines_folder, run.machine.cls).here),
         publications=published.load(baselines_folder),
         earlier=earlier,
+        comparisons=() if beside is None else _comparisons(beside, run.machine.cls),
+        selftests=() if beside is None else _selftests(beside, run.machine.cls),
     )
+
+
+def _comparisons(beside: Path, machine: str) -> list[StoredComparison]:
+    return comparisons.newest(beside / comparisons.FOLDER.name, machine, MOST_COMPARISONS)
+
+
+def _selftests(beside: Path, machine: str) -> list[SelfTest]:
+    files = (beside / selftests.FILE.name, beside / selftests.NOISY_FILE.name)
+    found = (selftests.stored(machine, file) for file in files)
+    return [selftest for selftest in found if selftest is not None]
 
 
 def earlier_runs(folder: Path, run: Run) -> list[Run]:

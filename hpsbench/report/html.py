@@ -8,13 +8,17 @@ from importlib import resources
 from hpsbench import figures
 from hpsbench.figures import Figures
 from hpsbench.measurements import Measurement
-from hpsbench.report import charts, notation
+from hpsbench.report import charts, comparisons, notation
 from hpsbench.report.contents import Contents
 from hpsbench.report.elements import Content, Element, element, html_document
+from hpsbench.report.forest import forest_span
+from hpsbench.report.machine import hit_rate_table, machine_section, watched_of
 from hpsbench.report.tables import (
     environment,
     figure_table,
     publication_details,
+    sentence,
+    stage_percentile_table,
     stage_table,
     verdict_group,
 )
@@ -103,7 +107,12 @@ def _sections(contents: Contents) -> list[tuple[str, list[Content]]]:
         panels = charts.distributions(curves, variants)
         parts.append(("Distribution", [_lead(lead), legend, _grid(panels)]))
     parts += _stages(by_place, variants)
+    parts += _hit_rates(run)
+    parts += _comparisons(contents)
     parts += _history(contents, variants)
+    watched = watched_of(run)
+    if watched:
+        parts.append(("Machine", machine_section(watched)))
     parts.append(("Environment", environment(run)))
     if contents.publications:
         lead = "What the tables and charts above are put beside, whole and with its source."
@@ -116,7 +125,7 @@ def _verdicts(run: Run) -> list[Content]:
     if not run.verdicts:
         return [_lead("The session measured nothing that could be judged.")]
     groups = notation.by_outcome(run.verdicts)
-    span = charts.forest_span(run.verdicts)
+    span = forest_span(run.verdicts)
     lead: list[Content] = []
     if any(v.change is not None for v in run.verdicts):
         text = "Changes are of the p10 latency as a ratio to the reference that ran interleaved on "
@@ -172,6 +181,7 @@ def _stages(
     by_place: Mapping[tuple[str, int], Measurement], variants: Sequence[str]
 ) -> list[tuple[str, list[Content]]]:
     split = {place: s for place, m in by_place.items() if (s := figures.stages(m)) is not None}
+    profiles = {place: p for place, m in by_place.items() if (p := m.stages) is not None}
     if not split:
         return []
     text = "Where the mean latency went, in Triton's stages; an ensemble's steps are added up. "
@@ -188,9 +198,32 @@ def _stages(
                 element("ul", keys, class_="legend"),
                 _grid(charts.stage_bars(split, variants)),
                 stage_table(split, variants),
+                stage_percentile_table(profiles, variants) if profiles else None,
             ],
         )
     ]
+
+
+def _hit_rates(run: Run) -> list[tuple[str, list[Content]]]:
+    table = hit_rate_table(run)
+    if table is None:
+        return []
+    text = "Hits over keys, of all that lookups asked of a tier, warm-up included; what a tier did "
+    text += "not have, the next was asked. Means over the launches."
+    return [("Hit rates", [_lead(text), table])]
+
+
+def _comparisons(contents: Contents) -> list[tuple[str, list[Content]]]:
+    parts: list[Content] = []
+    if contents.comparisons:
+        parts += [element("p", *sentence(comparisons.LEAD), class_="lead"),
+                  _grid(comparisons.comparison_panels(contents.comparisons))]  # fmt: skip
+    if contents.selftests:
+        text = "What such comparisons tell apart on this machine, by its `hpsbench selftest`: how "
+        text += "often each injected change was found, with the 95% interval of the rate."
+        parts += [element("p", *sentence(text), class_="lead")]
+        parts += [comparisons.selftest_table(contents.selftests)]
+    return [("Comparisons", parts)] if parts else []
 
 
 def _history(contents: Contents, variants: Sequence[str]) -> list[tuple[str, list[Content]]]:

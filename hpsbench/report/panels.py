@@ -13,10 +13,16 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from hpsbench.report.elements import Content, Element, element
+from hpsbench.report.notation import MINUS
 
 WIDTH = 420.0
 FONT = 12.0
 _WIDE = "+%\N{MINUS SIGN}"
+#: The height of one named row.
+ROW = 30.0
+#: Changes beyond half or double are drawn at the edge.
+_WIDEST_CHANGE = 1.0
+_NARROWEST_CHANGE = 0.05
 
 #: A position on an axis from a value.
 Scale = Callable[[float], float]
@@ -174,6 +180,34 @@ def marker(
         return element("circle", _tip(tip), cx=x, cy=y, r=radius, class_=class_)
     points = " ".join(f"{x + dx * radius:.1f},{y + dy * radius:.1f}" for dx, dy in outline)
     return element("polygon", _tip(tip), points=points, class_=class_)
+
+
+def rows_frame(count: int, *, right: float = WIDTH - 14) -> tuple[Frame, list[Element]]:
+    """Return the frame of so many named rows, each `ROW` high, and the list of its marks."""
+    frame = Frame(left=138, right=right, top=8, bottom=8 + count * ROW)
+    return frame, []
+
+
+def row_name(name: str, middle: float, place: int) -> Element:
+    """Return a row's name left of its frame, with the marker of its place."""
+    return element(
+        "g",
+        marker(place, 8, middle, 4, class_=f"dot v{place}"),
+        words(name, 20, middle + 4, class_="value"),
+    )
+
+
+def change_span(changes: Iterable[float]) -> float:
+    """Return the change at the edges of an axis that shows these, and none beyond double."""
+    widest = max([_NARROWEST_CHANGE, *changes])
+    return min(widest * 1.08, _WIDEST_CHANGE)
+
+
+def percent_ticks(widest: float, *, most: int = 6) -> list[tuple[float, str]]:
+    """Return the ticks of an axis of changes, as percent."""
+    ticks = linear_ticks(-widest, widest, most=most)
+    digits = 0 if all(math.isclose(t * 100, round(t * 100), abs_tol=1e-6) for t in ticks) else 1
+    return [(t, f"{t:+.{digits}%}".replace("-", MINUS) if abs(t) > 1e-9 else "0") for t in ticks]
 
 
 def _tip(text: str | None) -> Element | None:

@@ -9,8 +9,10 @@ from hpsbench.published import COMPUTE_INFER, UNITS, Publication, PublishedTable
 from hpsbench.report import charts, notation
 from hpsbench.report.contents import Contents
 from hpsbench.report.elements import Content, Element, element
+from hpsbench.report.forest import forest, forest_scale
 from hpsbench.runs import Run, reproduction
 from hpsbench.session import NATIVE_TF
+from hpsbench.stages import StageProfile
 from hpsbench.verdict import Outcome, Verdict
 
 #: A group of undisputed outcomes longer than this starts folded.
@@ -31,7 +33,7 @@ def verdict_group(outcome: Outcome, verdicts: Sequence[Verdict], span: float) ->
     for hint in dict.fromkeys(verdict.hint for verdict in verdicts):
         alike = [verdict for verdict in verdicts if verdict.hint == hint]
         if hint:
-            listings.append(element("p", _sentence(hint), class_="hint"))
+            listings.append(element("p", sentence(hint), class_="hint"))
         listings.append(_verdict_listing(alike, span))
     return element(
         "details",
@@ -65,14 +67,14 @@ def _verdict_table(verdicts: Sequence[Verdict], span: float) -> Element:
         )
         name = element("th", element("b", verdict.benchmark), scope="row")
         if verdict.outcome is not Outcome.PASS:
-            name.append(element("p", *_sentence(notation.said(verdict)), class_="said"))
+            name.append(element("p", *sentence(notation.said(verdict)), class_="said"))
         cells = [
             element("td", text, data_label=label)
             for label, text in zip(names[1:], texts, strict=True)
         ]
-        rows.append(element("tr", name, cells, element("td", charts.forest(verdict, span))))
+        rows.append(element("tr", name, cells, element("td", forest(verdict, span))))
     heads = [element("th", name, scope="col") for name in names]
-    scale = element("th", charts.forest_scale(span), scope="col")
+    scale = element("th", forest_scale(span), scope="col")
     return _scrolled(
         "Verdicts",
         element(
@@ -170,7 +172,33 @@ def stage_table(split: Mapping[tuple[str, int], Stages], variants: Sequence[str]
     ]
     names = ("batch", "variant", *(name for name, _ in charts.STAGES), "all")
     summary = element("summary", "The same in figures, ms")
-    return element("details", summary, _plain("Stages", names, rows, left=2), class_="fold")
+    return element("details", summary, plain_table("Stages", names, rows, left=2), class_="fold")
+
+
+def stage_percentile_table(
+    profiles: Mapping[tuple[str, int], StageProfile], variants: Sequence[str]
+) -> Element:
+    """Return p50 and p99 of every stage of the traced requests, folded."""
+    rows = []
+    for size in sorted({size for _, size in profiles}):
+        for variant in (v for v in variants if (v, size) in profiles):
+            profile = profiles[variant, size]
+            summaries = [*profile.stages.values(), profile.whole]
+            rows.append(
+                (
+                    str(size),
+                    variant,
+                    *(
+                        f"{notation.milliseconds(s.p50_ns)} / {notation.milliseconds(s.p99_ns)}"
+                        for s in summaries
+                    ),
+                    str(profile.requests),
+                )
+            )
+    stages = next(iter(profiles.values())).stages
+    names = ("batch", "variant", *(s.replace("_", " ") for s in stages), "whole", "requests")
+    summary = element("summary", "Traced requests, p50 / p99 of each stage, ms")
+    return element("details", summary, plain_table("Traced", names, rows, left=2), class_="fold")
 
 
 def publication_details(publication: Publication) -> Element:
@@ -189,7 +217,7 @@ def publication_details(publication: Publication) -> Element:
     parts += [_published_table(table) for table in publication.tables]
     if publication.figures:
         rows = [(f.variant, f.name, f"{f.value:.4g} {f.unit}") for f in publication.figures]
-        parts.append(_plain("Published figures", ("variant", "what", "value"), rows, left=2))
+        parts.append(plain_table("Published figures", ("variant", "what", "value"), rows, left=2))
     summary = element("summary", element("b", publication.name), f", {publication.title}")
     return element("details", summary, *parts, class_="fold")
 
@@ -239,10 +267,10 @@ def _published_table(table: PublishedTable) -> Element:
     ]
     quantity = table.quantity.replace("_", " ")
     names = ("batch", *(f"{c.label} ({c.variant})" for c in table.columns))
-    return _plain(f"{quantity}, {table.unit}", names, rows, left=0, caption=True)
+    return plain_table(f"{quantity}, {table.unit}", names, rows, left=0, caption=True)
 
 
-def _plain(
+def plain_table(
     name: str,
     names: Sequence[str],
     rows: Iterable[Sequence[str]],
@@ -250,6 +278,10 @@ def _plain(
     left: int,
     caption: bool = False,
 ) -> Element:
+    """Return a table that scrolls by itself, its first `left` columns texts; `name` is for readers.
+
+    With `caption` the name stands above it.
+    """
     return _scrolled(
         name,
         element(
@@ -283,7 +315,7 @@ def _facts(facts: Iterable[tuple[str, str]]) -> Element:
                           for name, text in facts for i in (0, 1)])  # fmt: skip
 
 
-def _sentence(text: str) -> list[str | Element]:
+def sentence(text: str) -> list[str | Element]:
     """Return a text with a capital, and what stands in backquotes as code."""
     parts = text.split("`")
     first = parts[0][:1].upper() + parts[0][1:]

@@ -198,7 +198,8 @@ def test_the_command_of_a_run_measures_it_again() -> None:
     assert batch_sizes_as_in_the_preset
     assert reproduction(run) == (
         "pytest tests/test_it.py --preset laptop --variants native_tf,native_tf_hybrid,hps_tf,"
-        "hps_ensemble,hps_onnx_fp32,hps_onnx_fp16 --set hps.gpucache=false"
+        "hps_ensemble,hps_onnx_fp32,hps_onnx_fp16 --set hps.gpucache=false "
+        "--set 'load.also_keys=['\"'\"'zipf'\"'\"']'"
     )
 
 

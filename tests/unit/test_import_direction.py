@@ -36,7 +36,7 @@ ROOMS = (
     ("duet_session", "pairs"),
     ("slowed",),
     ("runs",),
-    ("comparisons",),
+    ("comparisons", "selftests"),
     ("published",),
     ("figures",),
     ("report",),

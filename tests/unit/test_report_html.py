@@ -18,8 +18,8 @@ from tests.scripted_report import every_outcome, sample_run
 
 VOID = {"meta", "link", "br"}
 SECTIONS = [
-    "Verdicts", "Figures", "Latency", "Launches", "Distribution", "Stages", "History",
-    "Environment", "Published figures",
+    "Verdicts", "Figures", "Latency", "Launches", "Distribution", "Stages", "Hit rates",
+    "Comparisons", "History", "Machine", "Environment", "Published figures",
 ]  # fmt: skip
 
 
@@ -94,7 +94,7 @@ def test_every_benchmark_and_every_outcome_is_there(contents: Contents, parsed: 
 
 
 def test_the_verdict_stands_before_everything_and_worst_first(text: str) -> None:
-    assert text.index("2 of 25 benchmarks regressed</h1>") < text.index("<table")
+    assert text.index("2 of 31 benchmarks regressed</h1>") < text.index("<table")
     groups = re.findall(r'<details class="outcome (\w+)"', text)
     assert groups == [outcome.value.lower() for outcome in Outcome]
 
@@ -157,7 +157,7 @@ def test_tables_are_tables(parsed: Page) -> None:
 
 
 def test_a_launch_is_a_mark_with_its_change(contents: Contents, text: str) -> None:
-    tips = re.findall(r"<title>(\w+), (this run|baseline), launch (\d)", text)
+    tips = re.findall(r"<title>([\w-]+), (this run|baseline), launch (\d)", text)
     assert len([t for t in tips if t[1] == "this run"]) == 4 * len(contents.run.results)
     stored = sum(b.num_launches for b in contents.baselines.values())
     assert len([t for t in tips if t[1] == "baseline"]) == stored
@@ -168,7 +168,7 @@ def test_the_history_holds_every_session(text: str) -> None:
     for day in (1, 2, 3, 8):
         assert f"2026-01-{day:02}T03:04:05Z" in part
     # Two of four sessions are stored, of each benchmark but the three that lost their baselines.
-    assert part.count('class="stored v') == 2 * (24 - 3)
+    assert part.count('class="stored v') == 2 * (30 - 3)
 
 
 def test_a_published_table_is_drawn_with_the_variants_that_it_has(text: str) -> None:
@@ -181,8 +181,64 @@ def test_a_published_table_is_drawn_with_the_variants_that_it_has(text: str) -> 
 def test_a_run_alone_has_neither_history_nor_published_figures() -> None:
     text = page(bare(sample_run(variants=("native_tf", "hps_tf"))))
     Page(text)
-    assert headings(text) == [s for s in SECTIONS if s not in ("History", "Published figures")]
+    missing = ("Comparisons", "History", "Published figures")
+    assert headings(text) == [s for s in SECTIONS if s not in missing]
     assert "No baseline of these is stored" in text
+
+
+def section(text: str, anchor: str) -> str:
+    return text.split(f'<section id="{anchor}">')[1].split("</section>")[0]
+
+
+def test_a_duet_shows_every_launch_on_its_limit_and_what_was_found(text: str) -> None:
+    part = section(text, "comparisons")
+    drawn = re.findall(r"<title>launch (\d), (p10|p50) ([^<]*)</title>", part)
+    assert len(drawn) == 2 * (8 + 4)
+    assert ("1", "p10", "+5.2%") in drawn
+    assert re.findall(r'class="badge (\w+)"', part) == ["regressed", "pass", "invalid"]
+    assert "answers differ: by 0.02 at most" in part
+    assert "main (revision 4d84dd7b1c02) \N{RIGHTWARDS ARROW} HEAD (revision cbe677d41e9a)" in part
+    assert '<td class="number">97 of 100 (91% to 99%)</td>' in part
+    assert part.count("in bursts") == 2
+
+
+def test_hit_rates_stand_by_row_and_tier(text: str) -> None:
+    cells = re.findall(r"<td[^>]*>([^<]*)</td>", section(text, "hit-rates"))
+    rows = [cells[i : i + 6] for i in range(0, len(cells), 6)]
+    assert rows[0] == ["hps_tf", "GPU 0 cache", *["100.00%"] * 4]
+    dash = "\N{EN DASH}"
+    assert ["hps_tf-zipf", "GPU 0 cache", dash, dash, "69.50%", "71.50%"] in rows
+    assert not [row for row in rows if row[0].startswith("native_tf")]
+
+
+def test_the_machine_is_told_in_a_few_sentences_and_launch_by_launch(text: str) -> None:
+    part = section(text, "machine")
+    assert "Other processes used 5% of the CPUs (6% at most)" in part
+    assert "clocks were held back by: power cap" in part
+    # Four launches of four batch sizes, and of two with Zipf keys too: whoever was asked in turn
+    # had the same machine.
+    assert part.count("<tr>") == 2 * (1 + 4 * 6)
+    assert "power cap 12%" in part
+
+
+def test_a_machine_that_made_a_launch_invalid_is_named() -> None:
+    (first, *others) = measurement("hps_tf", 7).launches
+    telemetry = sample_run().results[0].measurement.launches[0].telemetry
+    assert telemetry is not None
+    (gpu,) = telemetry.gpus
+    throttled = dataclasses.replace(gpu, reasons={"power brake": 0.5})
+    told = dataclasses.replace(first, telemetry=dataclasses.replace(telemetry, gpus=(throttled,)))
+    measured = dataclasses.replace(measurement("hps_tf", 7), launches=(told, *others))
+    text = page(bare(run_of(measured)))
+    assert "batch 7, launch 1: GPU 0 (NVIDIA H100 80GB HBM3) was throttled in 50%" in text
+
+
+def test_traced_stages_have_their_percentiles(contents: Contents, text: str) -> None:
+    profile = contents.run.results[0].measurement.stages
+    assert profile is not None
+    infer = profile.stages["compute_infer"]
+    shown = f"{infer.p50_ns / 1e6:#.4g} / {infer.p99_ns / 1e6:#.4g}"
+    assert shown in section(text, "stages")
 
 
 def test_what_was_not_measured_leaves_a_gap_and_no_error() -> None:

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from hpsbench import cli, selftest, storage
+from hpsbench import cli, selftest, selftests, storage
 from hpsbench.duet import BASELINE, CANDIDATE, DuetLaunch, DuetPolicy, DuetSession
 from hpsbench.duet_session import Pair
 from hpsbench.errors import ConfigError, RequestError
@@ -228,9 +228,9 @@ def test_the_words_of_a_self_test(found: list[Decision]) -> None:
 def test_what_is_stored_is_read_back(found: list[Decision], tmp_path: Path) -> None:
     stored = result(found)
     path = tmp_path / "selftest.json"
-    storage.write_atomically(path, storage.encode(stored, schema_version=selftest.SCHEMA_VERSION))
+    storage.write_atomically(path, storage.encode(stored, schema_version=selftests.SCHEMA_VERSION))
     read = storage.read(
-        SelfTest, path, schema_version=selftest.SCHEMA_VERSION, restore="run it again"
+        SelfTest, path, schema_version=selftests.SCHEMA_VERSION, restore="run it again"
     )
     assert read == stored
 
@@ -239,18 +239,18 @@ def test_a_stored_self_test_is_quoted_for_its_machine_and_policy_only(
     found: list[Decision], tmp_path: Path
 ) -> None:
     path = tmp_path / "selftest.json"
-    assert selftest.stored("cpu-test-2c", POLICY, path) is None
-    path.write_text(storage.encode(result(found), schema_version=selftest.SCHEMA_VERSION))
-    known = selftest.stored("cpu-test-2c", POLICY, path)
+    assert selftests.stored("cpu-test-2c", path, POLICY) is None
+    path.write_text(storage.encode(result(found), schema_version=selftests.SCHEMA_VERSION))
+    known = selftests.stored("cpu-test-2c", path, POLICY)
     assert known is not None
     assert report.quotation(known) == (
         "found slower by this machine's selftest of 2026-01-02: A/A 0 of 2, +5% 2 of 2, "
         "+10% 2 of 2, +20% 2 of 2"
     )
-    assert selftest.stored("cpu-other-2c", POLICY, path) is None
-    assert selftest.stored("cpu-test-2c", DuetPolicy(), path) is None
+    assert selftests.stored("cpu-other-2c", path, POLICY) is None
+    assert selftests.stored("cpu-test-2c", path, DuetPolicy()) is None
     path.write_text("{")
-    assert selftest.stored("cpu-test-2c", POLICY, path) is None
+    assert selftests.stored("cpu-test-2c", path, POLICY) is None
 
 
 @pytest.mark.parametrize("sessions", ["0", "-2"])
@@ -314,13 +314,13 @@ def test_the_command_stores_as_it_goes_and_says_where(
     def measured(pair: object, *, sessions: int, on_decision: Any, **_: object) -> None:
         for _number in range(sessions):
             on_decision(a_decision(outcome))
-            stored_after.append(len(selftest.load(selftest.FILE).decisions))
+            stored_after.append(len(selftests.load(selftests.FILE).decisions))
 
     monkeypatch.setattr(selftest, "selftest", measured)
     assert cli.main(["selftest", "--quick"]) == code
     assert capsys.readouterr().out.splitlines()[-1] == "stored .hpsbench/selftest.json"
     assert stored_after == [1, 2, 3]
-    assert selftest.load(selftest.FILE).decisions[0].outcome is outcome
+    assert selftests.load(selftests.FILE).decisions[0].outcome is outcome
 
 
 def test_decisions_of_some_shares_are_collected_in_several_goes(
@@ -329,13 +329,13 @@ def test_decisions_of_some_shares_are_collected_in_several_goes(
     assert cli.main(["selftest", "--sessions", "2", "--share", "A/A,+5%"]) == 0
     assert cli.main(["selftest", "--sessions", "3", "--share", "+5%", "--append"]) == 0
     assert command == [(0.0, 0.05), (0.05,)]
-    held = selftest.load(selftest.FILE)
+    held = selftests.load(selftests.FILE)
     assert [row.regressed.of for row in held.resolutions] == [2, 5]
     assert held.request_ns == 2 * MS
     # The summary is of all that the file holds.
     assert "     +5%  0 of 5 " in capsys.readouterr().out
     assert cli.main(["selftest", "--sessions", "1", "--share", "A/A"]) == 0
-    assert len(selftest.load(selftest.FILE).decisions) == 1
+    assert len(selftests.load(selftests.FILE).decisions) == 1
 
 
 def test_copies_write_their_own_files_and_are_merged(
@@ -354,7 +354,7 @@ def test_copies_write_their_own_files_and_are_merged(
     asked = len(command)
     assert cli.main(["selftest", "--merge", "copies/one.json", "copies/two.json"]) == 0
     assert len(command) == asked
-    assert selftest.load(selftest.FILE).resolutions[0].regressed.of == 4
+    assert selftests.load(selftests.FILE).resolutions[0].regressed.of == 4
     out = capsys.readouterr().out.splitlines()
     assert out[-1] == "stored .hpsbench/selftest.json, of 2 files"
     assert any(line.startswith("     A/A  0 of 4 (0% to 60%)") for line in out)
@@ -365,15 +365,15 @@ def test_noise_is_counted_apart_from_quiet(
 ) -> None:
     assert cli.main(["selftest", "--sessions", "1", "--share", "A/A"]) == 0
     assert cli.main(["selftest", "--sessions", "1", "--share", "A/A", "--noisy"]) == 0
-    noisy = selftest.load(selftest.NOISY_FILE)
+    noisy = selftests.load(selftests.NOISY_FILE)
     assert noisy.neighbours >= 1
     assert "with noisy neighbours" in report.quotation(noisy)
     assert f"neighbours {noisy.neighbours}, in bursts" in capsys.readouterr().out
-    both = ["--append", "--noisy", "--output", str(selftest.FILE)]
+    both = ["--append", "--noisy", "--output", str(selftests.FILE)]
     assert cli.main(["selftest", "--sessions", "1", *both]) == 4
-    assert cli.main(["selftest", "--merge", str(selftest.FILE), str(selftest.NOISY_FILE)]) == 4
+    assert cli.main(["selftest", "--merge", str(selftests.FILE), str(selftests.NOISY_FILE)]) == 4
     assert "cannot be counted together with these: noisy neighbours" in capsys.readouterr().err
-    assert len(selftest.load(selftest.FILE).decisions) == 1
+    assert len(selftests.load(selftests.FILE).decisions) == 1
 
 
 def test_nothing_to_merge_is_refused(found: list[Decision]) -> None:

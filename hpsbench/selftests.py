@@ -1,0 +1,36 @@
+"""Stored self-tests: what this machine's comparisons were found to tell apart."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hpsbench import storage
+from hpsbench.duet import DuetPolicy
+from hpsbench.errors import BaselineError
+from hpsbench.resolution import SelfTest
+from hpsbench.runs import FOLDER as RUNS
+
+SCHEMA_VERSION = 1
+FILE = RUNS.parent / "selftest.json"
+NOISY_FILE = RUNS.parent / "selftest-noisy.json"
+
+
+def store(file: Path, held: SelfTest) -> None:
+    """Write a self-test in place of the one before. Raises OSError."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    storage.write_atomically(file, storage.encode(held, schema_version=SCHEMA_VERSION))
+
+
+def load(file: Path) -> SelfTest:
+    """Return the self-test in a file. Raises BaselineError (see `storage.read`)."""
+    return storage.read(SelfTest, file, schema_version=SCHEMA_VERSION, restore="run it again")
+
+
+def stored(machine: str, file: Path = FILE, policy: DuetPolicy | None = None) -> SelfTest | None:
+    """Return the self-test of this class of machine, and policy if given; None without one."""
+    try:
+        found = load(file)
+    except BaselineError:
+        return None
+    alike = found.machine == machine and policy in (None, found.policy)
+    return found if alike else None

@@ -2,12 +2,13 @@
 
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from hpsbench.errors import HpsError
-from hpsbench.hps.native import build
+from hpsbench.hps.native import build, tiers
 from hpsbench.hps.native.bindings import NativeModel, TableSpec, clear_registry
 
 
@@ -19,6 +20,37 @@ def spec(folder: Path, name: str, keys, dim: int, group: int = -1) -> TableSpec:
         name=name, key_path=key_path, rows_path=rows_path, num_keys=len(keys),
         embedding_dim=dim, fusion_group=group,
     )  # fmt: skip
+
+
+def exercise_tiers(folder: Path, rng: np.random.Generator) -> None:
+    """Look up, update, refresh and count a bounded table, all at the same time."""
+    keys = np.arange(3000) * 5
+    model = NativeModel([spec(folder, "tiered", keys, 7)], num_threads=3)
+    bounds = tiers.VolatileOptions(num_partitions=3, overflow_margin=300)
+    tiers.set_tiers(model, 0, tiers.TierOptions(volatile=bounds, cache_missed=True))
+    tiers.preload(model, 0, keys[:1000])
+
+    def look_up() -> None:
+        asked = rng.choice(keys, 2000) + 0
+        for _ in range(20):
+            out = np.empty((len(asked), 7), np.float32)
+            model.lookup_flat(asked, np.array([len(asked)], np.uint64), out)
+
+    def change() -> None:
+        for i in range(20):
+            tiers.update(model, 0, keys[i : i + 500], np.full((500, 7), i, np.float32))
+            tiers.refresh(model, 0)
+            tiers.tier_facts(model, 0, tiers.Tier.VOLATILE)
+
+    run_together(look_up, look_up, look_up, change, change)
+
+
+def run_together(*functions: Callable[[], None]) -> None:
+    threads = [threading.Thread(target=function) for function in functions]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
 
 
 def main(library: Path, folder: Path) -> None:
@@ -51,6 +83,7 @@ def main(library: Path, folder: Path) -> None:
     model.register("model")
     model.register("model")
     clear_registry()
+    exercise_tiers(folder, rng)
     try:
         NativeModel([*tables, spec(folder, "again", [9, 8], 16, group=0)])
         sys.exit("fused tables that overlap were accepted")

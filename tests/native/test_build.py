@@ -94,20 +94,30 @@ def _compiler_file(name: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
-def test_the_core_is_clean_under_the_address_sanitizer(tmp_path):
-    library = build.core_library(["-O1", "-fsanitize=address"])
+SUPPRESSED = Path(__file__).with_name("thread_sanitizer.txt")
+
+
+@pytest.mark.parametrize(
+    ("sanitizer", "runtime", "options"),
+    [
+        # Python itself leaks.
+        ("address", "libasan.so", {"ASAN_OPTIONS": "detect_leaks=0"}),
+        ("thread", "libtsan.so", {"TSAN_OPTIONS": f"halt_on_error=1 suppressions={SUPPRESSED}"}),
+    ],
+    ids=["address", "thread"],
+)
+def test_the_core_is_clean_under_a_sanitizer(tmp_path, sanitizer, runtime, options):
+    library = build.core_library(["-O1", "-g", f"-fsanitize={sanitizer}"])
     # Preloaded, since Python is not linked with them; exceptions need the second one.
-    preloaded = [_compiler_file("libasan.so"), _compiler_file("libstdc++.so")]
+    preloaded = [_compiler_file(runtime), _compiler_file("libstdc++.so")]
     if not all(Path(path).is_absolute() for path in preloaded):
-        pytest.skip("this compiler has no libasan.so")
+        pytest.skip(f"this compiler has no {runtime}")
     result = subprocess.run(
-        [sys.executable, Path(__file__).with_name("exercise_core.py"), library, tmp_path],
-        env={
-            **os.environ,
-            "LD_PRELOAD": " ".join(preloaded),
-            "ASAN_OPTIONS": "detect_leaks=0",  # Python itself leaks
-        },
-        capture_output=True, text=True, timeout=120, check=False,
+        # Addresses that are not random: the thread sanitizer knows where memory may lie.
+        ["setarch", "--addr-no-randomize", sys.executable,
+         Path(__file__).with_name("exercise_core.py"), library, tmp_path],
+        env={**os.environ, "LD_PRELOAD": " ".join(preloaded), **options},
+        capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert (result.returncode, result.stderr) == (0, "")
     assert result.stdout == "done\n"

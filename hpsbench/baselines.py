@@ -121,6 +121,16 @@ def load(folder: Path, machine: str) -> Baselines:
     )
 
 
+def load_every(folder: Path) -> list[Baseline]:
+    """Return the baselines of every class of machine, by class and benchmark.
+
+    Raises BaselineError for a file that cannot be read or understood.
+    """
+    classes = sorted(p for p in _children(folder) if p.is_dir() and not p.name.startswith("."))
+    machines = [p for p in classes if p.name != PUBLISHED_FOLDER]
+    return [load_one(path) for machine in machines for path in _files(machine)]
+
+
 def load_one(path: Path) -> Baseline:
     """Return the baseline in `path`. Raises BaselineError (see `storage.read`)."""
     baseline = storage.read(Baseline, path, schema_version=SCHEMA_VERSION, restore=RESTORE_HINT)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from hpsbench import baselines, compare, load_command, profile, runs, selftest
+from hpsbench import baselines, compare, load_command, profile, published, runs, selftest
 from hpsbench.errors import BaselineError, BenchError, ConfigError
 from hpsbench.gate import EXIT_PASSED, EXIT_REGRESSED, EXIT_USAGE
 from hpsbench.hps.budget import forecast
@@ -18,6 +18,7 @@ from hpsbench.hps.configuration import read_configuration
 from hpsbench.machine import this_machine
 from hpsbench.report import budget, files, html, junit, markdown, stored
 from hpsbench.report.contents import earlier_runs, gather
+from hpsbench.report.results import results_files
 from hpsbench.verdict import Outcome
 
 EXIT_CODES = """exit codes:
@@ -108,6 +109,12 @@ def build_parser() -> argparse.ArgumentParser:
     )
     report.add_argument("--junit", metavar="FILE", type=Path, help="write JUnit XML")
     report.add_argument("--markdown", metavar="FILE", type=Path, help="write GitHub's Markdown")
+    report.add_argument(
+        "--results",
+        metavar="DIR",
+        type=Path,
+        help="write a page with charts for each machine that has baselines, of no run",
+    )
     report.set_defaults(command=_report)
 
     compare.add_arguments(
@@ -237,6 +244,12 @@ def _diff(given: argparse.Namespace) -> int:
 
 
 def _report(given: argparse.Namespace) -> int:
+    if given.results is not None:
+        every = baselines.load_every(given.baselines)
+        for name, text in results_files(every, published.load(given.baselines)).items():
+            files.write(given.results / name, text)
+            print(f"wrote {given.results / name}", file=sys.stderr)
+        return EXIT_PASSED
     chosen = sorted(_chosen_runs(given), key=lambda run: run.run_id)
     run = chosen.pop()
     earlier = chosen if given.runs[1:] else earlier_runs(given.runs_dir, run)

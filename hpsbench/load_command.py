@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 from contextlib import ExitStack
-from datetime import datetime, timezone
 from pathlib import Path
 
-from hpsbench import runs, storage
+from hpsbench import comparisons, load_results, runs
 from hpsbench.config import ServerConfig
-from hpsbench.errors import BenchError, ConfigError
+from hpsbench.errors import ConfigError
 from hpsbench.gate import EXIT_NO_VERDICT, EXIT_PASSED
 from hpsbench.load.arrivals import KINDS, Arrivals, read_intervals
 from hpsbench.load.client import connect
 from hpsbench.load.inputs import DATA, Requests, parse_shapes
 from hpsbench.load_curve import LoadCurve
+from hpsbench.load_results import LoadResult
 from hpsbench.load_session import LoadPlan, measure_load
 from hpsbench.machine import this_machine
 from hpsbench.pairs import contender
@@ -24,21 +23,7 @@ from hpsbench.servers.metadata import read_metadata
 from hpsbench.servers.triton import running_triton
 
 LOG = runs.FOLDER.parent / "load.log"
-SCHEMA_VERSION = 1
 _DEFAULTS = LoadPlan()
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class LoadResult:
-    """What `--json` writes: the curve, and what it is of."""
-
-    recorded_at: str
-    machine: str
-    source: str
-    model: str
-    protocol: str
-    batch_size: int
-    curve: LoadCurve
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -173,8 +158,7 @@ def _command(given: argparse.Namespace) -> int:
         )
     for line in report.closing_lines(curve):
         _say(line)
-    if given.json is not None:
-        _write(given, curve)
+    _store(given, curve)
     # A saturated rate is what a sweep looks for; any other reason means no figures.
     spoiled = any(
         point.invalid is not None and not (point.saturated and not plan.rates_hz)
@@ -183,9 +167,10 @@ def _command(given: argparse.Namespace) -> int:
     return EXIT_NO_VERDICT if spoiled else EXIT_PASSED
 
 
-def _write(given: argparse.Namespace, curve: LoadCurve) -> None:
+def _store(given: argparse.Namespace, curve: LoadCurve) -> None:
+    name, recorded_at = comparisons.new_id()
     result = LoadResult(
-        recorded_at=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        recorded_at=recorded_at,
         machine=this_machine().cls,
         source=given.source,
         model=given.model,
@@ -193,13 +178,9 @@ def _write(given: argparse.Namespace, curve: LoadCurve) -> None:
         batch_size=given.batch_size,
         curve=curve,
     )
-    try:
-        storage.write_atomically(given.json, storage.encode(result, schema_version=SCHEMA_VERSION))
-    except OSError as error:
-        raise BenchError(
-            f"cannot write {given.json}: {error.strerror or error}", hint="name another --json"
-        ) from error
-    _say(f"wrote {given.json}")
+    file = given.json or load_results.FOLDER / f"{name}.json"
+    load_results.save(file, result)
+    _say(f"wrote {file}" if given.json else f"stored {file}; `hpsbench report` shows it")
 
 
 def _say(line: str) -> None:

@@ -14,6 +14,8 @@ from hpsbench.baselines import Baseline
 from hpsbench.comparisons import ComparedLaunch, StoredComparison
 from hpsbench.config import load_suite
 from hpsbench.duet import DuetPolicy
+from hpsbench.load_curve import PERCENTILES, Knee, LoadCurve, LoadPoint
+from hpsbench.load_results import LoadResult
 from hpsbench.measurements import LaunchMeasurement, Measurement, ServerTimes
 from hpsbench.report.contents import Contents
 from hpsbench.resolution import Decision, SelfTest, resolutions
@@ -21,6 +23,7 @@ from hpsbench.runs import Result, Run, combined
 from hpsbench.servers.traces import STAGES
 from hpsbench.session import reference_of
 from hpsbench.stages import StageProfile, StageSummary
+from hpsbench.stats import Percentile
 from hpsbench.telemetry import GpuTelemetry, HostTelemetry, Telemetry
 from hpsbench.verdict import Outcome, Verdict, judge, vanished
 from hpsbench.workload import row_of
@@ -78,7 +81,7 @@ def sample_measurement(
                     compute_infer_ns=int(0.72 * mean_ns),
                     compute_output_ns=int(22_000 + 0.01 * mean_ns),
                 ),
-                stages=_stages(mean_ns),
+                stages=_stages(mean_ns, int(reference_ms * drift * 1.1e6)),
                 hit_rates=_hit_rates(variant, keys, at),
                 telemetry=_telemetry(number, at),
             )
@@ -94,7 +97,7 @@ def sample_measurement(
     )
 
 
-def _stages(mean_ns: int) -> StageProfile:
+def _stages(mean_ns: int, reference_ns: int) -> StageProfile:
     def summary(share: float) -> StageSummary:
         typical_ns = int(share * mean_ns)
         return StageSummary(
@@ -108,7 +111,7 @@ def _stages(mean_ns: int) -> StageProfile:
     shares = dict(zip(STAGES, (0.03, 0.08, 0.7, 0.04, 0.15), strict=True))
     return StageProfile(
         requests=50,
-        reference_ns=mean_ns,
+        reference_ns=reference_ns,
         whole=summary(1.0),
         stages={stage: summary(share) for stage, share in shares.items()},
     )
@@ -213,6 +216,58 @@ def duets() -> list[StoredComparison]:
     ]
 
 
+def load_curve() -> LoadResult:
+    """Return a sweep that saturates at its fourth rate."""
+
+    def point(rate_hz: float, p99_ms: float, *, saturated: bool = False) -> LoadPoint:
+        return LoadPoint(
+            asked_hz=rate_hz,
+            offered_hz=rate_hz,
+            achieved_hz=min(rate_hz, 520.0),
+            duration_s=10.0,
+            requests=int(10 * rate_hz),
+            failed=0,
+            timed_out=0,
+            unsent=0,
+            delayed_by_server=0,
+            delayed_by_client=0,
+            max_delay_ns=0,
+            percentiles=tuple(
+                Percentile(
+                    q=q,
+                    value_ns=int(p99_ms * 1e6 * (0.3 if q < 99 else 1)),
+                    low_ns=None,
+                    high_ns=None,
+                    min_requests=500,
+                )
+                for q in PERCENTILES
+            ),
+            saturated=saturated,
+        )
+
+    return LoadResult(
+        recorded_at="2026-01-06T03:04:05Z",
+        machine=MACHINE.cls,
+        source="models/",
+        model="hps_tf",
+        protocol="http",
+        batch_size=64,
+        curve=LoadCurve(
+            arrivals="poisson",
+            unloaded_ns=1_900_000,
+            capacity_hz=520.0,
+            slo_ns=None,
+            points=(
+                point(100.0, 3.1),
+                point(200.0, 4.4),
+                point(400.0, 12.5),
+                point(800.0, 3000.0, saturated=True),
+            ),
+            knee=Knee(rate_hz=400.0, next_hz=800.0, limit_ns=20_000_000, is_slo=False),
+        ),
+    )
+
+
 def selftest_of_the_host(neighbours: int = 0) -> SelfTest:
     """Return a self-test of a hundred decisions on each of two changes."""
     slower = {0.0: 1, 0.05: 97}
@@ -305,6 +360,7 @@ def every_outcome() -> Contents:
         publications=published.load(BASELINES_FOLDER),
         earlier=earlier,
         comparisons=duets(),
+        loads=[load_curve()],
         selftests=[selftest_of_the_host(), selftest_of_the_host(neighbours=1)],
     )
 

@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hpsbench import baselines, comparisons, published, runs, selftests
+from hpsbench import baselines, comparisons, load_results, published, runs, selftests
 from hpsbench.baselines import Baseline
 from hpsbench.comparisons import StoredComparison
 from hpsbench.errors import BaselineError
+from hpsbench.load_results import LoadResult
 from hpsbench.published import Publication
 from hpsbench.resolution import SelfTest
 from hpsbench.runs import Run
@@ -23,7 +24,7 @@ MOST_COMPARISONS = 6
 class Contents:
     """A run, the baselines of its benchmarks without itself, publications, and earlier runs.
 
-    `comparisons` and `selftests` are what else was measured on this class of machine.
+    `comparisons`, `selftests` and `loads` are what else was measured on this class of machine.
     """
 
     run: Run
@@ -32,6 +33,7 @@ class Contents:
     earlier: Sequence[Run]
     comparisons: Sequence[StoredComparison] = ()
     selftests: Sequence[SelfTest] = ()
+    loads: Sequence[LoadResult] = ()
 
 
 def gather(
@@ -48,7 +50,12 @@ def gather(
         earlier=earlier,
         comparisons=() if beside is None else _comparisons(beside, run.machine.cls),
         selftests=() if beside is None else _selftests(beside, run.machine.cls),
+        loads=() if beside is None else _loads(beside, run.machine.cls),
     )
+
+
+def _loads(beside: Path, machine: str) -> list[LoadResult]:
+    return load_results.newest(beside / load_results.FOLDER.name, machine, MOST_COMPARISONS)
 
 
 def _comparisons(beside: Path, machine: str) -> list[StoredComparison]:

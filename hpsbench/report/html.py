@@ -8,7 +8,7 @@ from importlib import resources
 from hpsbench import figures
 from hpsbench.figures import Figures
 from hpsbench.measurements import Measurement
-from hpsbench.report import charts, comparisons, notation
+from hpsbench.report import charts, comparisons, load_chart, notation
 from hpsbench.report.contents import Contents
 from hpsbench.report.elements import Content, Element, element, html_document
 from hpsbench.report.forest import forest_span
@@ -108,6 +108,11 @@ def _sections(contents: Contents) -> list[tuple[str, list[Content]]]:
         parts.append(("Distribution", [_lead(lead), legend, _grid(panels)]))
     parts += _stages(by_place, variants)
     parts += _hit_rates(run)
+    if contents.loads:
+        panels = load_chart.load_panels(contents.loads)
+        parts.append(
+            ("Load", [element("p", *sentence(load_chart.LEAD), class_="lead"), _grid(panels)])
+        )
     parts += _comparisons(contents)
     parts += _history(contents, variants)
     watched = watched_of(run)

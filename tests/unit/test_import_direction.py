@@ -36,7 +36,7 @@ ROOMS = (
     ("duet_session", "pairs"),
     ("slowed",),
     ("runs",),
-    ("comparisons", "selftests"),
+    ("comparisons", "load_results", "selftests"),
     ("published",),
     ("figures",),
     ("report",),

@@ -19,7 +19,7 @@ from tests.scripted_report import every_outcome, sample_run
 VOID = {"meta", "link", "br"}
 SECTIONS = [
     "Verdicts", "Figures", "Latency", "Launches", "Distribution", "Stages", "Hit rates",
-    "Comparisons", "History", "Machine", "Environment", "Published figures",
+    "Load", "Comparisons", "History", "Machine", "Environment", "Published figures",
 ]  # fmt: skip
 
 
@@ -181,7 +181,7 @@ def test_a_published_table_is_drawn_with_the_variants_that_it_has(text: str) -> 
 def test_a_run_alone_has_neither_history_nor_published_figures() -> None:
     text = page(bare(sample_run(variants=("native_tf", "hps_tf"))))
     Page(text)
-    missing = ("Comparisons", "History", "Published figures")
+    missing = ("Load", "Comparisons", "History", "Published figures")
     assert headings(text) == [s for s in SECTIONS if s not in missing]
     assert "No baseline of these is stored" in text
 
@@ -200,6 +200,17 @@ def test_a_duet_shows_every_launch_on_its_limit_and_what_was_found(text: str) ->
     assert "main (revision 4d84dd7b1c02) \N{RIGHTWARDS ARROW} HEAD (revision cbe677d41e9a)" in part
     assert '<td class="number">97 of 100 (91% to 99%)</td>' in part
     assert part.count("in bursts") == 2
+
+
+def test_a_load_curve_has_its_percentiles_and_its_knee(text: str) -> None:
+    part = section(text, "load")
+    tips = re.findall(r"<title>(\d+) requests/s, p(\d+) ([\d.]+) ms</title>", part)
+    # The saturated rate has no latency to speak of.
+    assert [(rate, q) for rate, q, _ in tips] == [
+        (rate, q) for q in ("50", "99") for rate in ("100", "200", "400")
+    ]
+    assert ">knee</text>" in part
+    assert "up to 400 requests/s: p99 within 20.00 ms; poisson arrivals over http" in part
 
 
 def test_hit_rates_stand_by_row_and_tier(text: str) -> None:

@@ -1,0 +1,58 @@
+"""Stored results of `hpsbench load`: `<folder>/<UTC timestamp>-<short id>.json`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from hpsbench import storage
+from hpsbench.errors import BaselineError
+from hpsbench.load_curve import LoadCurve
+from hpsbench.runs import FOLDER as RUNS
+
+SCHEMA_VERSION = 1
+FOLDER = RUNS.parent / "load"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadResult:
+    """One curve, and what it is of."""
+
+    recorded_at: str
+    machine: str
+    source: str
+    model: str
+    protocol: str
+    batch_size: int
+    curve: LoadCurve
+
+
+def save(file: Path, result: LoadResult) -> None:
+    """Write a result to a file. Raises BaselineError when it cannot be written."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        storage.write_atomically(file, storage.encode(result, schema_version=SCHEMA_VERSION))
+    except OSError as error:
+        raise BaselineError(
+            f"cannot write {file}: {error.strerror or error}", hint="make that folder writable"
+        ) from error
+
+
+def newest(folder: Path, machine: str, most: int) -> list[LoadResult]:
+    """Return the newest results of a class of machine, newest first.
+
+    A file that cannot be read is left out.
+    """
+    found: list[LoadResult] = []
+    for path in sorted(folder.glob("*.json"), reverse=True):
+        if len(found) == most:
+            break
+        try:
+            read = storage.read(
+                LoadResult, path, schema_version=SCHEMA_VERSION, restore="measure again"
+            )
+        except BaselineError:
+            continue
+        if read.machine == machine:
+            found.append(read)
+    return found

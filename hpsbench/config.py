@@ -25,6 +25,8 @@ else:
 
 KEY_STREAMS = ("repeated", "uniform", "zipf", "hot")
 PROTOCOLS = ("http", "grpc")
+#: How requests of an open loop arrive.
+ARRIVALS = ("poisson", "constant", "spike", "recorded")
 _USUAL_NVCC = "/usr/local/cuda/bin/nvcc"
 
 
@@ -187,6 +189,40 @@ class GateConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class OpenLoopConfig:
+    """How each variant is loaded, for the open-loop benchmark; times are seconds of each rate.
+
+    `rates` are requests per second, none of them for a sweep up to saturation; `intervals` is the
+    file of `recorded` arrivals. An `slo_ms` of 0 is none.
+    """
+
+    rates: tuple[int, ...] = ()
+    arrivals: str = "poisson"
+    intervals: str = ""
+    duration_s: float = 10.0
+    warmup_s: float = 1.0
+    slo_ms: float = 0.0
+    connections: int = 64
+
+    def __post_init__(self) -> None:
+        _require(all(r >= 1 for r in self.rates), "open_loop.rates", self.rates, "positive rates")
+        _require(
+            self.arrivals in ARRIVALS, "open_loop.arrivals", self.arrivals,
+            "one of " + ", ".join(ARRIVALS),
+        )  # fmt: skip
+        _require(
+            bool(self.intervals) == (self.arrivals == "recorded"),
+            "open_loop.intervals", self.intervals, "a file where arrivals are recorded, else empty",
+        )  # fmt: skip
+        _require(self.duration_s > 0, "open_loop.duration_s", self.duration_s, "positive")
+        for name in ("warmup_s", "slo_ms"):
+            _require(
+                getattr(self, name) >= 0, f"open_loop.{name}", getattr(self, name), "0 or more"
+            )
+        _require(self.connections >= 1, "open_loop.connections", self.connections, "at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Suite:
     """One run, wholly described: what is served, how it is asked, and how it is judged."""
 
@@ -197,6 +233,7 @@ class Suite:
     servers: ServerConfig = field(default_factory=ServerConfig)
     hps: HpsConfig = field(default_factory=HpsConfig)
     gate: GateConfig = field(default_factory=GateConfig)
+    open_loop: OpenLoopConfig = field(default_factory=OpenLoopConfig)
 
 
 @dataclass(frozen=True, kw_only=True)

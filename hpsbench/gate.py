@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from hpsbench.baselines import Baseline, Baselines
 from hpsbench.config import Suite
 from hpsbench.measurements import Measurement
-from hpsbench.runs import Result, Run
+from hpsbench.runs import LoadMeasurement, Result, Run
 from hpsbench.verdict import Outcome, Verdict, judge, vanished
 from hpsbench.workload import split_row, workload_of
 
@@ -58,6 +58,7 @@ class SessionGate:
         self._baselines = baselines
         self._run = run
         self._results: list[Result] = []
+        self._loads: list[LoadMeasurement] = []
 
     @property
     def run(self) -> Run:
@@ -87,6 +88,10 @@ class SessionGate:
         )
         return verdict
 
+    def record_load(self, load: LoadMeasurement) -> None:
+        """Keep what was measured under open-loop load for the run file."""
+        self._loads.append(load)
+
     def finish(self, selection: Selection) -> Run:
         """Return the run, with a VANISHED for each baseline that should have been measured."""
         measured = {r.measurement.benchmark for r in self._results}
@@ -100,7 +105,10 @@ class SessionGate:
             and selection.wants(baseline)
         )
         return dataclasses.replace(
-            self._run, results=tuple(self._results), vanished=tuple(map(vanished, missing))
+            self._run,
+            results=tuple(self._results),
+            vanished=tuple(map(vanished, missing)),
+            loads=tuple(self._loads),
         )
 
 

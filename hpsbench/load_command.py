@@ -7,10 +7,10 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from hpsbench import comparisons, load_results, runs
-from hpsbench.config import ServerConfig
+from hpsbench.config import ARRIVALS, ServerConfig
 from hpsbench.errors import ConfigError
 from hpsbench.gate import EXIT_NO_VERDICT, EXIT_PASSED
-from hpsbench.load.arrivals import KINDS, Arrivals, read_intervals
+from hpsbench.load.arrivals import Arrivals, read_intervals
 from hpsbench.load.client import connect
 from hpsbench.load.inputs import DATA, Requests, parse_shapes
 from hpsbench.load_curve import LoadCurve
@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="requests per second; repeatable (default: a sweep up to saturation)",
     )
     parser.add_argument(
-        "--arrivals", choices=KINDS, default="poisson", help="how requests arrive (poisson)"
+        "--arrivals", choices=ARRIVALS, default="poisson", help="how requests arrive (poisson)"
     )
     parser.add_argument(
         "--request-intervals",
@@ -159,12 +159,7 @@ def _command(given: argparse.Namespace) -> int:
     for line in report.closing_lines(curve):
         _say(line)
     _store(given, curve)
-    # A saturated rate is what a sweep looks for; any other reason means no figures.
-    spoiled = any(
-        point.invalid is not None and not (point.saturated and not plan.rates_hz)
-        for point in curve.points
-    )
-    return EXIT_NO_VERDICT if spoiled else EXIT_PASSED
+    return EXIT_NO_VERDICT if curve.problems else EXIT_PASSED
 
 
 def _store(given: argparse.Namespace, curve: LoadCurve) -> None:

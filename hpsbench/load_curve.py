@@ -99,6 +99,15 @@ class LoadCurve:
     points: tuple[LoadPoint, ...]
     knee: Knee | None = None
 
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """Why rates must not count, the rates with it; a sweep's saturated ones are what it seeks."""
+        return tuple(
+            f"at {p.asked_hz:.1f}/s: {p.invalid}"
+            for p in self.points
+            if p.invalid is not None and not (p.saturated and self.capacity_hz is not None)
+        )
+
 
 def point_of(
     run: OpenLoopRun, *, asked_hz: float, duration_s: float, slo_ns: int | None

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from hpsbench import stats
+from hpsbench.config import Suite
 from hpsbench.errors import RequestError
-from hpsbench.load.arrivals import Arrivals
+from hpsbench.load.arrivals import Arrivals, read_intervals
 from hpsbench.load.client import Client
 from hpsbench.load.closed_loop import ClosedLoop
 from hpsbench.load.open_loop import OpenLoop
@@ -40,6 +42,23 @@ class LoadPlan:
             raise ValueError("rates and durations must be positive")
         if self.warmup_s < 0 or self.connections < 1:
             raise ValueError("a load needs a connection, and no negative warm-up")
+
+
+def plan_of(suite: Suite) -> LoadPlan:
+    """Return how the open-loop benchmark loads each variant. Raises ConfigError for a bad file."""
+    wanted = suite.open_loop
+    intervals = read_intervals(Path(wanted.intervals)) if wanted.intervals else ()
+    arrivals = Arrivals(kind=wanted.arrivals, intervals_ns=intervals)
+    recorded_hz = arrivals.recorded_rate_hz
+    return LoadPlan(
+        rates_hz=wanted.rates or (() if recorded_hz is None else (recorded_hz,)),
+        arrivals=arrivals,
+        duration_s=wanted.duration_s,
+        warmup_s=wanted.warmup_s,
+        slo_ns=round(wanted.slo_ms * 1e6) or None,
+        connections=wanted.connections,
+        seed=suite.load.seed,
+    )
 
 
 def measure_load(

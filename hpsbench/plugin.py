@@ -19,6 +19,7 @@ from hpsbench import baselines, checkpoint, gate, runs
 from hpsbench.checkpoint import Checkpoint, InterruptedSession
 from hpsbench.config import Suite, environment
 from hpsbench.errors import BenchError
+from hpsbench.load_curve import LoadCurve
 from hpsbench.machine import find_gpus, this_machine
 from hpsbench.measurements import Measurement
 from hpsbench.models.variants import default_variants
@@ -108,7 +109,7 @@ def pytest_collection_modifyitems(
     yield
     if hasattr(config, "workerinput"):
         config.workeroutput["hpsbench_without_gpu"] = state.without_gpu  # type: ignore[attr-defined]
-        if any(map(_is_gated, items)):
+        if any(map(_measures, items)):
             # A worker cannot end the session: it runs nothing, and `pytest_testnodedown` speaks.
             config.workeroutput["hpsbench_gated"] = True  # type: ignore[attr-defined]
             items.clear()
@@ -134,14 +135,14 @@ def pytest_deselected(items: list[pytest.Item]) -> None:
 def pytest_report_collectionfinish(
     config: pytest.Config, items: Sequence[pytest.Item]
 ) -> list[str]:
-    if config.stash[OPTIONS_KEY].variants or not any(map(_is_gated, items)):
+    if config.stash[OPTIONS_KEY].variants or not any(map(_measures, items)):
         return []
     return [f"not measured: {name}: {reason}" for name, reason in default_variants()[1].items()]
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     config = session.config
-    if config.option.collectonly or not any(map(_is_gated, session.items)):
+    if config.option.collectonly or not any(map(_measures, session.items)):
         return
     options, machine = config.stash[OPTIONS_KEY], this_machine()
     try:
@@ -178,6 +179,31 @@ def _gate(
     yield judge
     if _VERDICT_KEY not in item.stash:
         gate.replay_nothing(benchmark, item.stash[_CLOCK_KEY])
+
+
+@pytest.fixture
+def record_load(request: pytest.FixtureRequest) -> Callable[[str, str, int, LoadCurve], None]:
+    """Keep a curve in the run file: (benchmark, variant, batch size, curve).
+
+    The test fails where a rate was not measured as asked, unless the server was saturated.
+    """
+    session_gate = request.config.stash[_STATE_KEY].gate
+    assert session_gate is not None, "collected with `record_load`, so there is one"
+
+    def record(benchmark: str, variant: str, batch_size: int, curve: LoadCurve) -> None:
+        session_gate.record_load(
+            runs.LoadMeasurement(
+                test=request.node.nodeid,
+                benchmark=benchmark,
+                variant=variant,
+                batch_size=batch_size,
+                curve=curve,
+            )
+        )
+        for problem in curve.problems:
+            pytest.fail(f"INVALID {benchmark}: {problem}", pytrace=False)
+
+    return record
 
 
 @pytest.fixture(scope="session")
@@ -308,7 +334,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     if state.gate is None or session.exitstatus not in judged:
         return
     run = state.gate.finish(_selection(session))
-    if not run.verdicts:
+    if not run.verdicts and not run.loads:
         return
     state.run = run
     try:
@@ -351,6 +377,7 @@ def pytest_terminal_summary(
     lines = [
         *terminal.table(state.run, concurrency=suite.load.concurrency, width=width),
         *terminal.engine_lines(state.run, width=width),
+        *terminal.load_lines(state.run),
         *terminal.verdict_lines(state.run.verdicts, width=width),
         *terminal.closing_lines(
             state.run,
@@ -426,6 +453,10 @@ def _shown_path(path: Path, config: pytest.Config) -> str:
 
 def _is_gated(item: pytest.Item) -> bool:
     return "gate" in getattr(item, "fixturenames", ())
+
+
+def _measures(item: pytest.Item) -> bool:
+    return _is_gated(item) or "record_load" in getattr(item, "fixturenames", ())
 
 
 def _wants_benchmark_table(config: pytest.Config) -> bool:

@@ -16,6 +16,7 @@ from hpsbench import storage
 from hpsbench.baselines import Baseline, BaselineLaunch, BaselineRun
 from hpsbench.config import Suite, load_suite, preset_names
 from hpsbench.errors import BaselineError
+from hpsbench.load_curve import LoadCurve
 from hpsbench.machine import Machine
 from hpsbench.measurements import Measurement
 from hpsbench.verdict import Verdict
@@ -40,6 +41,17 @@ class Result:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LoadMeasurement:
+    """What one test measured under open-loop load, which no baseline judges."""
+
+    test: str
+    benchmark: str
+    variant: str
+    batch_size: int
+    curve: LoadCurve
+
+
+@dataclass(frozen=True, kw_only=True)
 class Run:
     """One session. `under_test` names the versions and settings that produced the figures.
 
@@ -54,6 +66,7 @@ class Run:
     under_test: Mapping[str, str]
     results: tuple[Result, ...] = ()
     vanished: tuple[Verdict, ...] = ()
+    loads: tuple[LoadMeasurement, ...] = ()
     resumed: str | None = None
 
     def workload_of(self, result: Result) -> Workload:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from hpsbench.config import ARRIVALS
 from hpsbench.errors import ConfigError
 from hpsbench.load.records import Nanoseconds
 from hpsbench.load.schedule import (
@@ -13,8 +14,6 @@ from hpsbench.load.schedule import (
     recorded_arrivals,
     spike_arrivals,
 )
-
-KINDS = ("poisson", "constant", "spike", "recorded")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,8 +28,8 @@ class Arrivals:
     intervals_ns: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise ConfigError(f"unknown arrivals {self.kind!r}", hint=f"use {', '.join(KINDS)}")
+        if self.kind not in ARRIVALS:
+            raise ConfigError(f"unknown arrivals {self.kind!r}", hint=f"use {', '.join(ARRIVALS)}")
         if (self.kind == "recorded") != bool(self.intervals_ns):
             raise ConfigError(
                 f"arrivals {self.kind!r} with {len(self.intervals_ns)} recorded intervals",

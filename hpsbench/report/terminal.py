@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from hpsbench.figures import Figures, figures, in_order
+from hpsbench.report import load
 from hpsbench.runs import Run
 from hpsbench.session import NATIVE_TF, Progress
 from hpsbench.verdict import Outcome, Verdict
@@ -114,6 +115,22 @@ def verdict_lines(verdicts: Sequence[Verdict], *, width: int) -> list[Line]:
         if any(v.outcome is outcome for v in verdicts)
     )
     return lines + _wrapped(counts, first="verdicts: ", width=width, bold=True)
+
+
+def load_lines(run: Run) -> list[Line]:
+    """Return a table per variant and batch size that was measured under open-loop load."""
+    lines = []
+    for loaded in run.loads:
+        curve = loaded.curve
+        texts = [
+            load.header(curve.slo_ns),
+            *(load.point_line(point, curve.slo_ns) for point in curve.points),
+            *load.closing_lines(curve),
+            "",
+        ]
+        title = f"{loaded.benchmark}, open loop, {curve.arrivals} arrivals"
+        lines += [Line(text=title, bold=True), *(Line(text=text) for text in texts)]
+    return lines
 
 
 def closing_lines(run: Run, *, strict: bool, stored: str | None, report: str | None) -> list[Line]:

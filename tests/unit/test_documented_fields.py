@@ -18,6 +18,7 @@ SECTIONS = {
     "servers": config.ServerConfig,
     "hps": config.HpsConfig,
     "gate": config.GateConfig,
+    "open_loop": config.OpenLoopConfig,
 }
 JSON_OBJECTS = (
     configuration.Configuration,
@@ -30,7 +31,7 @@ JSON_OBJECTS = (
 
 def test_the_sections_are_those_of_a_suite() -> None:
     assert [f.name for f in dataclasses.fields(config.Suite) if f.name != "preset"] == [
-        "tables", "load", "dlrm", "servers", "hps", "gate",
+        "tables", "load", "dlrm", "servers", "hps", "gate", "open_loop",
     ]  # fmt: skip
 
 

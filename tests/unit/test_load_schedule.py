@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from hpsbench.config import ARRIVALS
 from hpsbench.errors import ConfigError
-from hpsbench.load.arrivals import KINDS, Arrivals, read_intervals
+from hpsbench.load.arrivals import Arrivals, read_intervals
 from hpsbench.load.records import Nanoseconds
 from hpsbench.load.schedule import (
     constant_arrivals,
@@ -17,11 +18,11 @@ from hpsbench.load.schedule import (
 )
 
 EVERY_KIND = [
-    Arrivals(kind=kind, intervals_ns=(1, 2, 3) if kind == "recorded" else ()) for kind in KINDS
+    Arrivals(kind=kind, intervals_ns=(1, 2, 3) if kind == "recorded" else ()) for kind in ARRIVALS
 ]
 
 
-@pytest.mark.parametrize("arrivals", EVERY_KIND, ids=KINDS)
+@pytest.mark.parametrize("arrivals", EVERY_KIND, ids=ARRIVALS)
 def test_a_schedule_is_increasing_within_its_time_and_of_its_rate(arrivals: Arrivals) -> None:
     times = arrivals.times(500, 40, seed=1)
     assert times.dtype == np.int64

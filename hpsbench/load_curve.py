@@ -101,7 +101,7 @@ class LoadCurve:
 
     @property
     def problems(self) -> tuple[str, ...]:
-        """Why rates must not count, the rates with it; a sweep's saturated ones are what it seeks."""
+        """Why rates must not count; that some of a sweep are saturated is what it is for."""
         return tuple(
             f"at {p.asked_hz:.1f}/s: {p.invalid}"
             for p in self.points

@@ -68,10 +68,12 @@ class Build:
 
     @cached_property
     def dense_onnx(self) -> onnx.ModelProto:
-        """The dense part as an ONNX model in float32."""
+        """The dense part as an ONNX model in float32, of lengths that tensor cores like."""
+        from hpsbench.models.keras_dlrm import dense_model
         from hpsbench.models.onnx import convert
 
-        return convert(self.dense)
+        dim = self.suite.tables.embedding_dim
+        return convert(dense_model(self.suite.dlrm, self.weights, dim, multiple=8))
 
     @cached_property
     def half_dense_onnx(self) -> onnx.ModelProto:

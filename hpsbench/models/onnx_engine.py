@@ -25,11 +25,12 @@ _TENSORRT_LIBRARY = "libnvinfer.so.10"
 
 @dataclass(frozen=True, kw_only=True)
 class Buffer:
-    """A tensor in memory of the engine's device; whoever made it keeps it alive."""
+    """A tensor in memory of GPU `device`, or of the host; whoever made it keeps it alive."""
 
     address: int
     dtype: npt.DTypeLike
     shape: tuple[int, ...]
+    device: int | None = None
 
     @classmethod
     def of(cls, array: npt.NDArray[Any]) -> Buffer:
@@ -43,7 +44,8 @@ class EngineOptions:
 
     `device` is a GPU's number, None for the CPU. `stream` is the CUDA stream's handle that work is
     queued on, None for the engine's own. With `cuda_graphs`, what is bound with a `graph` number is
-    captured when it first runs and replayed from then on.
+    captured when it first runs and replayed from then on. `batch_sizes` are the least and the most
+    samples that TensorRT builds for.
     """
 
     device: int | None = None
@@ -51,6 +53,7 @@ class EngineOptions:
     cuda_graphs: bool = False
     tensor_float_32: bool = True
     half_precision: bool = False
+    batch_sizes: tuple[int, int] = (1, 1024)
 
 
 class OnnxEngine:
@@ -71,7 +74,7 @@ class OnnxEngine:
         self._session = onnxruntime.InferenceSession(
             model if isinstance(model, bytes) else str(model),
             session_options,
-            providers=_providers(options),
+            providers=_providers(model, options),
         )
         self.inputs = {i.name: i for i in self._session.get_inputs()}
         self.provider: str = self._session.get_providers()[0]
@@ -108,16 +111,16 @@ class OnnxEngine:
     ) -> Callable[[], None]:
         """Return a function that runs the model from and to these buffers, as often as called.
 
-        On a GPU it returns as soon as the work is queued. `graph` numbers the CUDA graph of these
-        buffers and shapes, where graphs are on.
+        With all buffers on a GPU it returns as soon as the work is queued. `graph` numbers the CUDA
+        graph of these buffers and shapes, where graphs are on.
         """
         binding = self._session.io_binding()
-        device = ("cuda", self._options.device or 0) if self.on_gpu else ("cpu", 0)
         for bind, buffers in ((binding.bind_input, inputs), (binding.bind_output, outputs)):
             for name, b in buffers.items():
+                device = ("cpu", 0) if b.device is None else ("cuda", b.device)
                 bind(name, *device, np.dtype(b.dtype).type, b.shape, b.address)
         options = onnxruntime.RunOptions()
-        if self.on_gpu:
+        if all(b.device is not None for b in (*inputs.values(), *outputs.values())):
             options.add_run_config_entry("disable_synchronize_execution_providers", "1")
         if self.uses_cuda_graphs:
             options.add_run_config_entry("gpu_graph_id", str(-1 if graph is None else graph))
@@ -141,18 +144,13 @@ class OnnxEngine:
         )
 
 
-def _providers(options: EngineOptions) -> list[tuple[str, dict[str, str]]]:
+def _providers(model: Path | bytes, options: EngineOptions) -> list[tuple[str, dict[str, str]]]:
     """Return the providers to try in turn, with their options."""
     if options.device is None or not find_gpus():
         return [(CPU, {})]
     device = {"device_id": str(options.device)}
     if options.stream is not None:
         device["user_compute_stream"] = str(options.stream)
-    tensorrt = {
-        **device,
-        "trt_fp16_enable": str(int(options.half_precision)),
-        "trt_cuda_graph_enable": str(int(options.cuda_graphs)),
-    }
     cuda = {
         **device,
         "use_tf32": str(int(options.tensor_float_32)),
@@ -163,8 +161,33 @@ def _providers(options: EngineOptions) -> list[tuple[str, dict[str, str]]]:
     installed = onnxruntime.get_available_providers()
     wanted = [(CUDA, cuda), (CPU, {})]
     if _has_tensorrt():
-        wanted.insert(0, (TENSORRT, tensorrt))
+        wanted.insert(0, (TENSORRT, {**device, **_tensorrt(model, options)}))
     return [(name, settings) for name, settings in wanted if name in installed]
+
+
+def _tensorrt(model: Path | bytes, options: EngineOptions) -> dict[str, str]:
+    """Return TensorRT's options: one engine for all batch sizes, kept beside the model's file."""
+    import onnx
+
+    graph = (onnx.load_from_string(model) if isinstance(model, bytes) else onnx.load(model)).graph
+    fixed = {i.name: [d.dim_value for d in i.type.tensor_type.shape.dim[1:]] for i in graph.input}
+
+    def shapes(batch_size: int) -> str:
+        return ",".join(
+            f"{name}:{'x'.join(map(str, [batch_size, *dims]))}" for name, dims in fixed.items()
+        )
+
+    least, most = options.batch_sizes
+    settings = {
+        "trt_fp16_enable": str(int(options.half_precision)),
+        "trt_cuda_graph_enable": str(int(options.cuda_graphs)),
+        "trt_profile_min_shapes": shapes(least),
+        "trt_profile_opt_shapes": shapes(min(max(1024, least), most)),
+        "trt_profile_max_shapes": shapes(most),
+    }
+    if isinstance(model, Path):
+        settings |= {"trt_engine_cache_enable": "1", "trt_engine_cache_path": str(model.parent)}
+    return settings
 
 
 def _has_tensorrt() -> bool:

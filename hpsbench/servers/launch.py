@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hpsbench.errors import ServerDied, ServerError, ServerNotReady
+from hpsbench.machine import find_gpus
 from hpsbench.servers import http
 from hpsbench.servers.installation import Installation
 from hpsbench.servers.process import SCRATCH, ChildProcess, Command
@@ -24,6 +25,7 @@ STOP_GRACE_S = 15.0
 _PORT_ATTEMPTS = 4
 _POLL_S = 0.02
 _QUOTED_LINES = 15
+_MOST_POOL_BYTES = 8 << 30
 
 # What Triton logs when it will give up, long before it has unloaded everything and exits.
 _LOAD_FAILED = re.compile(
@@ -160,6 +162,11 @@ def server_arguments(
         # Off until `traces.Tracing` turns it on; the file alone cannot be set at run time.
         "--trace-config=level=OFF",
         f"--trace-config=triton,file={SCRATCH}/trace.json",
+        # What an ensemble's models hand over on a GPU; what does not fit goes by way of the host.
+        *[
+            f"--cuda-memory-pool-byte-size={number}:{min(_MOST_POOL_BYTES, gpu.memory_bytes // 8)}"
+            for number, gpu in enumerate(find_gpus())
+        ],
         *[
             argument
             for service, port in services

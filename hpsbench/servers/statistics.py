@@ -13,7 +13,10 @@ from hpsbench.servers import http
 
 #: The metric by which our models tell what runs them.
 ENGINE_METRIC = "hpsbench_engine"
+#: The metric by which they tell where their time goes, where asked to (`servers.stage_times`).
+STAGE_METRIC = "hpsbench_stage_ns"
 _ENGINE = re.compile(rf'{ENGINE_METRIC}\{{(?=.*model="([^"]*)").*engine="([^"]*)"')
+_STAGE = re.compile(rf'{STAGE_METRIC}\{{(?=.*model="([^"]*)").*stage="([^"]*)"')
 
 #: The metrics by which our models tell what their lookups asked of each tier, and had there.
 LOOKUP_KEYS_METRIC, LOOKUP_HITS_METRIC = "hpsbench_lookup_keys", "hpsbench_lookup_hits"
@@ -121,6 +124,12 @@ def engines(metrics: Mapping[str, float]) -> dict[str, str]:
     """Return what runs each model, by its name, of those that tell."""
     found = (_ENGINE.match(name) for name in metrics)
     return {match[1]: match[2] for match in found if match}
+
+
+def stage_ns(metrics: Mapping[str, float], model: str) -> dict[str, float]:
+    """Return the nanoseconds that requests spent in each stage of a model, summed; in no order."""
+    found = {_STAGE.match(name): value for name, value in metrics.items()}
+    return {match[2]: value for match, value in found.items() if match and match[1] == model}
 
 
 def parse_metrics(text: str) -> dict[str, float]:

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from hpsbench.config import Suite
 from hpsbench.errors import ConfigError
+from hpsbench.machine import find_gpus
 from hpsbench.models.build import HPS_MODEL, Build
 from hpsbench.models.dlrm import Batch
 from hpsbench.models.repository import TensorSpec
@@ -105,13 +106,18 @@ def add_savedmodel_server(
     parameters = {"tensor_float_32": str(build.suite.servers.tensor_float_32).lower()}
     if module is not None:
         parameters["import"] = module
+    if find_gpus():
+        # Triton would copy what another model left on the GPU to the host.
+        parameters["FORCE_CPU_ONLY_INPUT_TENSORS"] = "no"
     build.repository.add_python_model(
         model, "tensorflow_model", inputs, OUTPUT_SPECS, parameters, warm_up
     )
 
 
-def add_onnx_server(build: Build, model: str, dense: onnx.ModelProto) -> None:
-    """Add the Triton model that serves `dense` behind a lookup of the parameter server's."""
+def add_onnx_server(
+    build: Build, model: str, dense: onnx.ModelProto, vector_type: str = "float32"
+) -> None:
+    """Add the Triton model that serves `dense` behind a lookup of vectors of `vector_type`."""
     import onnx
 
     suite = build.suite
@@ -119,7 +125,12 @@ def add_onnx_server(build: Build, model: str, dense: onnx.ModelProto) -> None:
     parameters = {
         "ps_config_file": str(build.ps_config_file),
         "hps_model": HPS_MODEL,
-        "tensor_float_32": str(suite.servers.tensor_float_32).lower(),
+        "vector_type": vector_type,
+        "max_batch_size": str(max(suite.load.batch_sizes)),
+        **{
+            name: str(getattr(suite.servers, name)).lower()
+            for name in ("tensor_float_32", "cuda_graphs", "stage_times")
+        },
     }
     build.repository.add_python_model(
         model, "onnx_model", feature_specs(suite), OUTPUT_SPECS, parameters, feature_warm_up(suite)

@@ -16,7 +16,7 @@ def export(build: Build) -> None:
         _ = build.half_accuracy
     except AccuracyError as error:
         raise AccuracyError(f"{NAME} is not served: {error.problem}", hint=error.hint) from error
-    add_onnx_server(build, NAME, build.half_dense_onnx)
+    add_onnx_server(build, NAME, build.half_dense_onnx, vector_type="float16")
 
 
 def left_out() -> str | None:

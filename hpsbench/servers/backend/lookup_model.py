@@ -9,6 +9,7 @@ from typing import Any
 import triton_python_backend_utils as pb_utils
 
 from hpsbench.errors import BenchError
+from hpsbench.hps.gpu_lookup import GpuLookup
 from hpsbench.hps.lookup import open_model
 from hpsbench.servers.backend.lookup_metrics import LookupMetrics
 
@@ -16,15 +17,20 @@ from hpsbench.servers.backend.lookup_metrics import LookupMetrics
 class TritonPythonModel:
     """Serves KEYS int64[1, n], tables in order, and NUMKEYS int32[1, tables] as OUTPUT0 float32.
 
+    The vectors are in GPU memory where the tables are cached there, else in host memory.
     Parameters: `ps_config_file`, and `hps_model`, the model's name in that file.
     """
 
     def initialize(self, arguments: dict[str, str]) -> None:
         parameters = json.loads(arguments["model_config"])["parameters"]
         self._tables = open_model(
-            parameters["ps_config_file"]["string_value"], parameters["hps_model"]["string_value"]
+            parameters["ps_config_file"]["string_value"],
+            parameters["hps_model"]["string_value"],
+            gpus=True,
         )
         self._lookups = LookupMetrics(arguments["model_name"], self._tables.statistics)
+        gpus = self._tables.gpus
+        self._on_gpu = GpuLookup(self._tables, gpus[0]) if gpus else None
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         responses = [self._respond(request) for request in requests]
@@ -35,7 +41,11 @@ class TritonPythonModel:
         keys = pb_utils.get_input_tensor_by_name(request, "KEYS").as_numpy().reshape(-1)
         num_keys = pb_utils.get_input_tensor_by_name(request, "NUMKEYS").as_numpy()[0]
         try:
-            vectors = self._tables.lookup_flat(keys, num_keys)
+            if self._on_gpu is not None:
+                vectors = self._on_gpu.lookup_flat(keys, num_keys)
+                output = pb_utils.Tensor.from_dlpack("OUTPUT0", vectors)
+            else:
+                output = pb_utils.Tensor("OUTPUT0", self._tables.lookup_flat(keys, num_keys))
         except (BenchError, ValueError) as error:
             return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error)))
-        return pb_utils.InferenceResponse([pb_utils.Tensor("OUTPUT0", vectors)])
+        return pb_utils.InferenceResponse([output])

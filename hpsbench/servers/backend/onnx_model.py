@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -14,35 +14,55 @@ import triton_python_backend_utils as pb_utils
 from hpsbench.errors import BenchError
 from hpsbench.hps.lookup import ModelTables, open_model
 from hpsbench.models.onnx_engine import Buffer, EngineOptions, OnnxEngine
+from hpsbench.servers.backend.batch_parts import SMALLEST, bucket_of
 from hpsbench.servers.backend.engine_metric import EngineMetric
 from hpsbench.servers.backend.lookup_metrics import LookupMetrics
+from hpsbench.servers.backend.stage_metric import StageMetric
+from hpsbench.servers.backend.stages import Mark, StageClock, ignore
 
-_DTYPES: dict[str, type[np.floating[Any]]] = {
-    "tensor(float)": np.float32,
-    "tensor(float16)": np.float16,
-}
+KEYS, NUMERICAL, VECTORS, OUTPUT = (
+    "categorical_features", "numerical_features", "vectors", "output_1",
+)  # fmt: skip
+
+
+class Dlrm(Protocol):
+    """Answers float32[n, 1] for int32[n, slots] and float32[n, features]."""
+
+    def __call__(
+        self, keys: npt.NDArray[np.int32], numerical: npt.NDArray[np.float32], mark: Mark = ignore
+    ) -> npt.NDArray[np.float32]: ...
+
+    def wait(self) -> None:
+        """Return when the device has done what it was given."""
 
 
 class TritonPythonModel:
     """Serves `categorical_features` int32[n, slots] and `numerical_features` float32[n, features].
 
     Parameters: `ps_config_file`, and `hps_model`, the model's name in that file, whose one table
-    all slots ask; `tensor_float_32` is `true` or `false`.
+    all slots ask; `vector_type` is `float32` or `float16`, `max_batch_size` what memory is taken
+    for; `tensor_float_32`, `cuda_graphs` and `stage_times` are `true` or `false`.
     """
 
     def initialize(self, arguments: dict[str, str]) -> None:
         config = json.loads(arguments["model_config"])
         parameters = {k: v["string_value"] for k, v in config["parameters"].items()}
-        folder = Path(arguments["model_repository"]) / arguments["model_version"]
-        self._output = config["output"][0]["name"]
-        tables = open_model(parameters["ps_config_file"], parameters["hps_model"])
-        engine = OnnxEngine(
-            folder / "model.onnx",
-            EngineOptions(tensor_float_32=parameters["tensor_float_32"] == "true"),
-        )
-        self._dlrm = HostDlrm(tables, engine)
-        self._lookups = LookupMetrics(arguments["model_name"], tables.statistics)
-        self._metric = EngineMetric(arguments["model_name"], engine.description)
+        path = Path(arguments["model_repository"]) / arguments["model_version"] / "model.onnx"
+        tables = open_model(parameters["ps_config_file"], parameters["hps_model"], gpus=True)
+        if tables.gpus:
+            dims = {i["name"]: int(i["dims"][1]) for i in config["input"]}
+            self._dlrm, engine = _on_gpu(path, tables, parameters, dims)
+        else:
+            engine = OnnxEngine(path, EngineOptions())
+            self._dlrm = HostDlrm(tables, engine, np.dtype(parameters["vector_type"]))
+        name = arguments["model_name"]
+        description = engine.description
+        self._stages: StageMetric | None = None
+        if parameters["stage_times"] == "true":
+            self._stages, self._clock = StageMetric(name), StageClock(self._dlrm.wait)
+            description += ", stages timed"
+        self._engine_metric = EngineMetric(name, description)
+        self._lookups = LookupMetrics(name, tables.statistics)
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         responses = [self._respond(request) for request in requests]
@@ -50,33 +70,80 @@ class TritonPythonModel:
         return responses
 
     def _respond(self, request: Any) -> Any:
+        mark = ignore
+        if self._stages is not None:
+            self._clock.start()
+            mark = self._clock.mark
         keys, numerical = (
             pb_utils.get_input_tensor_by_name(request, name).as_numpy()
-            for name in ("categorical_features", "numerical_features")
+            for name in (KEYS, NUMERICAL)
         )
+        mark("inputs")
         try:
-            answer = self._dlrm(keys, numerical)
+            answer = self._dlrm(keys, numerical, mark)
         except BenchError as error:
             return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error)))
-        return pb_utils.InferenceResponse([pb_utils.Tensor(self._output, answer)])
+        response = pb_utils.InferenceResponse([pb_utils.Tensor(OUTPUT, answer)])
+        if self._stages is not None:
+            mark("response")
+            self._stages.add(self._clock.stage_ns)
+        return response
 
 
 class HostDlrm:
     """Lookup and engine in host memory: the engine reads the vectors where the lookup put them."""
 
-    def __init__(self, tables: ModelTables, engine: OnnxEngine) -> None:
-        self._tables, self._engine = tables, engine
-        self._vector_dtype = _DTYPES[engine.inputs["vectors"].type]
+    def __init__(self, tables: ModelTables, engine: OnnxEngine, vector_type: np.dtype[Any]) -> None:
+        self._tables, self._engine, self._vector_type = tables, engine, vector_type
 
     def __call__(
-        self, keys: npt.NDArray[np.int32], numerical: npt.NDArray[np.float32]
+        self, keys: npt.NDArray[np.int32], numerical: npt.NDArray[np.float32], mark: Mark = ignore
     ) -> npt.NDArray[np.float32]:
-        """Return float32[n, 1] for int32[n, slots] and float32[n, features]."""
-        vectors = self._tables.lookup(0, keys).astype(self._vector_dtype, copy=False)
+        vectors = self._tables.lookup(0, keys).astype(self._vector_type, copy=False)
+        mark("lookup")
         numerical = np.ascontiguousarray(numerical)
         answer = np.empty((len(keys), 1), np.float32)
         self._engine.bind(
-            {"vectors": Buffer.of(vectors), "numerical_features": Buffer.of(numerical)},
-            {"output_1": Buffer.of(answer)},
+            {VECTORS: Buffer.of(vectors), NUMERICAL: Buffer.of(numerical)},
+            {OUTPUT: Buffer.of(answer)},
         )()
+        mark("engine")
         return answer
+
+    def wait(self) -> None:
+        """Do nothing: each stage returns when it is done."""
+
+
+def _on_gpu(
+    path: Path, tables: ModelTables, parameters: dict[str, str], dims: dict[str, int]
+) -> tuple[Dlrm, OnnxEngine]:
+    from hpsbench.servers.backend.cuda import Stream
+    from hpsbench.servers.backend.device_dlrm import DeviceDlrm, Shape
+
+    device = tables.gpus[0]
+    stream = Stream(device)
+    max_batch_size = int(parameters["max_batch_size"])
+    engine = OnnxEngine(
+        path,
+        EngineOptions(
+            device=device,
+            stream=stream.handle,
+            cuda_graphs=parameters["cuda_graphs"] == "true",
+            tensor_float_32=parameters["tensor_float_32"] == "true",
+            half_precision=parameters["vector_type"] == "float16",
+            batch_sizes=(SMALLEST, bucket_of(max_batch_size)),
+        ),
+    )
+    if not engine.on_gpu:
+        return HostDlrm(tables, engine, np.dtype(parameters["vector_type"])), engine
+    (dim,) = tables.embedding_dims
+    dlrm = DeviceDlrm(
+        tables,
+        engine,
+        stream,
+        Shape(slots=dims[KEYS], features=dims[NUMERICAL], dim=dim),
+        device=device,
+        vector_dtype=parameters["vector_type"],
+        max_batch_size=max_batch_size,
+    )
+    return dlrm, engine

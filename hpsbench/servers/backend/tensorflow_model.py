@@ -18,9 +18,13 @@ import triton_python_backend_utils as pb_utils
 from hpsbench.servers.backend.engine_metric import EngineMetric
 from hpsbench.servers.backend.lookup_metrics import LookupMetrics
 
+_WITH_DEVICES = tf.saved_model.experimental.VariablePolicy.SAVE_VARIABLE_DEVICES
+
 
 class TritonPythonModel:
     """Runs the `serving_default` signature on each request, inputs and outputs by their names.
+
+    Inputs that another model left in GPU memory are used where they are.
 
     Parameters: `import`, if any, names a module that registers the operations the model needs;
     `tensor_float_32` is `true` or `false`.
@@ -44,7 +48,13 @@ class TritonPythonModel:
         )
         folder = Path(arguments["model_repository"]) / arguments["model_version"]
         # Kept: the function does not hold the variables that it reads.
-        self._loaded = tf.saved_model.load(str(folder / "model.savedmodel"))
+        self._loaded = tf.saved_model.load(
+            str(folder / "model.savedmodel"),
+            # Each variable on the device that was saved with it, where one was.
+            tf.saved_model.LoadOptions(
+                experimental_variable_policy=_WITH_DEVICES
+            ),
+        )
         self._serve = self._loaded.signatures["serving_default"]
         self._metric = EngineMetric(arguments["model_name"], _description())
         self._inputs = [i["name"] for i in config["input"]]
@@ -59,9 +69,7 @@ class TritonPythonModel:
     def _respond(self, request: Any) -> Any:
         try:
             inputs = {
-                name: tf.convert_to_tensor(
-                    pb_utils.get_input_tensor_by_name(request, name).as_numpy()
-                )
+                name: _tensor(pb_utils.get_input_tensor_by_name(request, name))
                 for name in self._inputs
             }
             outputs = self._serve(**inputs)
@@ -76,6 +84,12 @@ class TritonPythonModel:
 def _tables_of(statistics: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """Return the facts of every model's tables by one name."""
     return {f"{m}/{table}": facts for m, ts in statistics.items() for table, facts in ts.items()}
+
+
+def _tensor(given: Any) -> tf.Tensor:
+    if given.is_cpu():
+        return tf.convert_to_tensor(given.as_numpy())
+    return tf.experimental.dlpack.from_dlpack(given.to_dlpack())
 
 
 def _description() -> str:

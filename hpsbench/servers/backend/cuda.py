@@ -1,0 +1,106 @@
+"""The few calls of CUDA's driver that a served model makes itself: memory, copies, one stream.
+
+By ctypes, from the library that every NVIDIA driver brings; no toolkit is needed.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from functools import cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from hpsbench.errors import ServerError
+
+_PORTABLE = 1
+_NON_BLOCKING = 1
+
+
+class PinnedMemory:
+    """Page-locked host memory for the process's life, which the GPU copies from and to."""
+
+    def __init__(self, num_bytes: int) -> None:
+        address = ctypes.c_void_p()
+        _call("cuMemHostAlloc", ctypes.byref(address), ctypes.c_size_t(num_bytes), _PORTABLE)
+        self.address = int(address.value or 0)
+        self._memory = (ctypes.c_char * num_bytes).from_address(self.address)
+
+    def view(self, dtype: npt.DTypeLike, shape: tuple[int, ...], first: int) -> npt.NDArray[Any]:
+        """Return the array of this type and shape that begins at byte `first`."""
+        return np.ndarray(shape, dtype, self._memory, first)
+
+
+class Stream:
+    """Work on one GPU in order; `handle` is what libraries take."""
+
+    def __init__(self, device: int) -> None:
+        self._context = _context(device)
+        self.use()
+        handle = ctypes.c_void_p()
+        _call("cuStreamCreate", ctypes.byref(handle), _NON_BLOCKING)
+        self.handle = int(handle.value or 0)
+
+    def use(self) -> None:
+        """Let this thread work on the stream's GPU."""
+        _call("cuCtxSetCurrent", self._context)
+
+    def send(self, target: int, source: int, num_bytes: int) -> None:
+        """Queue a copy from page-locked host memory to the GPU; both are addresses."""
+        _call("cuMemcpyHtoDAsync_v2", _address(target), _address(source), num_bytes, self._raw)
+
+    def fetch(self, target: int, source: int, num_bytes: int) -> None:
+        """Queue a copy from the GPU to page-locked host memory."""
+        _call("cuMemcpyDtoHAsync_v2", _address(target), _address(source), num_bytes, self._raw)
+
+    def wait(self) -> None:
+        """Return when all that was queued is done."""
+        _call("cuStreamSynchronize", self._raw)
+
+    @property
+    def _raw(self) -> ctypes.c_void_p:
+        return ctypes.c_void_p(self.handle)
+
+
+def device_memory(num_bytes: int) -> int:
+    """Return the address of new memory of the GPU in use, zeroed, for the process's life."""
+    address = ctypes.c_uint64()
+    _call("cuMemAlloc_v2", ctypes.byref(address), ctypes.c_size_t(num_bytes))
+    _call("cuMemsetD8_v2", address, ctypes.c_ubyte(0), ctypes.c_size_t(num_bytes))
+    return int(address.value)
+
+
+def _address(value: int) -> ctypes.c_uint64:
+    return ctypes.c_uint64(value)
+
+
+def _context(device: int) -> ctypes.c_void_p:
+    _call("cuInit", 0)
+    number, context = ctypes.c_int(), ctypes.c_void_p()
+    _call("cuDeviceGet", ctypes.byref(number), device)
+    # The one that TensorFlow, ONNX Runtime and CUDA's runtime share.
+    _call("cuDevicePrimaryCtxRetain", ctypes.byref(context), number)
+    return context
+
+
+@cache
+def _driver() -> ctypes.CDLL:
+    try:
+        return ctypes.CDLL("libcuda.so.1")
+    except OSError as error:
+        raise ServerError(
+            f"no CUDA driver: {error}", hint="install NVIDIA's driver; see `hpsbench doctor`"
+        ) from error
+
+
+def _call(name: str, *arguments: Any) -> None:
+    driver = _driver()
+    status = getattr(driver, name)(*arguments)
+    if status:
+        text = ctypes.c_char_p()
+        driver.cuGetErrorString(status, ctypes.byref(text))
+        raise ServerError(
+            f"{name}: {(text.value or b'unknown').decode()}",
+            hint="see what else uses the GPU (nvidia-smi)",
+        )

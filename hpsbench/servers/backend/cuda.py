@@ -29,7 +29,7 @@ class PinnedMemory:
 
     def view(self, dtype: npt.DTypeLike, shape: tuple[int, ...], first: int) -> npt.NDArray[Any]:
         """Return the array of this type and shape that begins at byte `first`."""
-        return np.ndarray(shape, dtype, self._memory, first)
+        return np.ndarray(shape, dtype, memoryview(self._memory), first)
 
 
 class Stream:

@@ -51,7 +51,7 @@ class Modes:
         suite = load_suite("smoke")
         self.weights = seeded_weights(suite.dlrm, DIM)
         self._dense = dense_model(suite.dlrm, self.weights, DIM)
-        single = convert(self._dense)
+        single = convert(dense_model(suite.dlrm, self.weights, DIM, multiple=8))
         self._models = {"float32": single, "float16": half_precision(single)}
         self._stream = Stream(0)
         count = len(vectors)

@@ -66,6 +66,13 @@ def test_onnx_answers_as_the_keras_model(build: Build, sample: tuple) -> None:
     np.testing.assert_allclose(given, expected, rtol=0, atol=1e-6)
 
 
+def test_zeros_fill_the_odd_lengths_up(build: Build) -> None:
+    # 27 vectors of 16 values, and 16 + 351 inputs of the top MLP.
+    shapes = [list(w.dims) for w in build.dense_onnx.graph.initializer]
+    assert [368, 64] in shapes
+    assert [256, 16 + 5 * 16] in shapes
+
+
 def test_an_engine_reads_and_writes_bound_memory(build: Build, sample: tuple) -> None:
     engine = OnnxEngine(build.dense_onnx.SerializeToString(), EngineOptions())
     assert engine.description.endswith(", CPU")

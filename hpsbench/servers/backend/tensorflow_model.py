@@ -51,9 +51,7 @@ class TritonPythonModel:
         self._loaded = tf.saved_model.load(
             str(folder / "model.savedmodel"),
             # Each variable on the device that was saved with it, where one was.
-            tf.saved_model.LoadOptions(
-                experimental_variable_policy=_WITH_DEVICES
-            ),
+            tf.saved_model.LoadOptions(experimental_variable_policy=_WITH_DEVICES),
         )
         self._serve = self._loaded.signatures["serving_default"]
         self._metric = EngineMetric(arguments["model_name"], _description())

@@ -134,13 +134,15 @@ class ServerConfig:
     """Which Triton serves (`bundled`, `system` or the URL of a running one), and how.
 
     With `tensor_float_32`, TensorFlow's default, matrix products on a GPU keep 10 bits of mantissa:
-    as fast as published, and too coarse to compare answers. With `cuda_graphs`, ONNX Runtime
+    as fast as published, and too coarse to compare answers. With `xla`, XLA compiles the dense part
+    of the variants that TensorFlow serves, once per batch size. With `cuda_graphs`, ONNX Runtime
     captures its work once per bucket of batch sizes and replays it; with `stage_times`, the ONNX
     variants measure their stages, one after another, which is slower.
     """
 
     triton: str = "bundled"
     tensor_float_32: bool = True
+    xla: bool = False
     cuda_graphs: bool = True
     stage_times: bool = False
     startup_timeout_s: float = 120.0

@@ -61,10 +61,11 @@ class Build:
 
     @cached_property
     def dense(self) -> keras.Model:
-        """The dense part as a Keras model, shared by the variants that hold one."""
-        from hpsbench.models.keras_dlrm import dense_model
+        """The dense part as a Keras model, shared by the variants that TensorFlow serves."""
+        from hpsbench.models.keras_dlrm import compiled_by_xla, dense_model
 
-        return dense_model(self.suite.dlrm, self.weights, self.suite.tables.embedding_dim)
+        model = dense_model(self.suite.dlrm, self.weights, self.suite.tables.embedding_dim)
+        return compiled_by_xla(model) if self.suite.servers.xla else model
 
     @cached_property
     def dense_onnx(self) -> onnx.ModelProto:

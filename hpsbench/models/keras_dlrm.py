@@ -67,6 +67,25 @@ class DotInteraction(keras.layers.Layer):  # type: ignore[misc]
         return tf.gather(flat, np.array(wanted, np.int32), axis=1)
 
 
+class XlaCompiled(keras.layers.Layer):  # type: ignore[misc]
+    """A model whose work XLA fuses, compiled when a batch size is first asked."""
+
+    def __init__(self, model: keras.Model, **keywords: Any) -> None:
+        super().__init__(**keywords)
+        self._model = model
+        self._compiled = tf.function(
+            lambda *inputs: model(list(inputs), training=False), jit_compile=True
+        )
+
+    def call(self, *inputs: tf.Tensor) -> tf.Tensor:
+        return self._compiled(*inputs)
+
+
+def compiled_by_xla(model: keras.Model) -> keras.Model:
+    """Return the same model, of which XLA compiles all."""
+    return keras.Model(model.inputs, XlaCompiled(model, name="xla")(*model.inputs))
+
+
 def dense_model(
     dlrm: DlrmConfig, weights: DlrmWeights, embedding_dim: int, *, multiple: int = 1
 ) -> keras.Model:

@@ -103,7 +103,11 @@ def add_savedmodel_server(
     module: str | None = None,
 ) -> None:
     """Add the Triton model that serves `model`'s SavedModel, importing `module` first if given."""
-    parameters = {"tensor_float_32": str(build.suite.servers.tensor_float_32).lower()}
+    servers = build.suite.servers
+    parameters = {
+        "tensor_float_32": str(servers.tensor_float_32).lower(),
+        "xla": str(servers.xla).lower(),
+    }
     if module is not None:
         parameters["import"] = module
     if find_gpus():

@@ -27,7 +27,7 @@ class TritonPythonModel:
     Inputs that another model left in GPU memory are used where they are.
 
     Parameters: `import`, if any, names a module that registers the operations the model needs;
-    `tensor_float_32` is `true` or `false`.
+    `tensor_float_32` and `xla`, which says how the model was exported, are `true` or `false`.
     """
 
     def initialize(self, arguments: dict[str, str]) -> None:
@@ -51,10 +51,12 @@ class TritonPythonModel:
         self._loaded = tf.saved_model.load(
             str(folder / "model.savedmodel"),
             # Each variable on the device that was saved with it, where one was.
-            tf.saved_model.LoadOptions(experimental_variable_policy=_WITH_DEVICES),
+            options=tf.saved_model.LoadOptions(experimental_variable_policy=_WITH_DEVICES),
         )
         self._serve = self._loaded.signatures["serving_default"]
-        self._metric = EngineMetric(arguments["model_name"], _description())
+        self._metric = EngineMetric(
+            arguments["model_name"], _description(parameters["xla"] == "true")
+        )
         self._inputs = [i["name"] for i in config["input"]]
         self._outputs = [o["name"] for o in config["output"]]
 
@@ -90,6 +92,6 @@ def _tensor(given: Any) -> tf.Tensor:
     return tf.experimental.dlpack.from_dlpack(given.to_dlpack())
 
 
-def _description() -> str:
+def _description(xla: bool) -> str:
     device = "GPU" if tf.config.list_physical_devices("GPU") else "CPU"
-    return f"TensorFlow {tf.__version__}, {device}"
+    return f"TensorFlow {tf.__version__}, {device}{', XLA' if xla else ''}"

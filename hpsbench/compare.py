@@ -24,6 +24,7 @@ from hpsbench.pairs import NAMES, Contender, contender, fresh_pair, same_request
 from hpsbench.report import duet as report
 from hpsbench.report import files, markdown, resolution
 from hpsbench.session import Launch
+from hpsbench.telemetry import Watch, machine_watch, unwatched
 from hpsbench.verdict import Outcome, Verdict
 from hpsbench.workspace import workspace
 
@@ -122,14 +123,15 @@ def compare(
     say: Callable[[str], None],
     *,
     store: Callable[[StoredComparison], None] = lambda _: None,
+    watch: Watch = unwatched,
     clock_ns: Callable[[], int] = time.perf_counter_ns,
     sleep: Callable[[float], None] = time.sleep,
 ) -> int:
     """Measure a duet on `pair`, say what is found line by line, and return the exit code.
 
     The first launch's servers are asked whether they answer the same before anything is measured;
-    where they do not, nothing is, and the verdict is INVALID. `store` is given the result. Raises
-    what `run_duet` raises.
+    where they do not, nothing is, and the verdict is INVALID. `store` is given the result, and
+    `watch` tells what the machine did meanwhile. Raises what `run_duet` raises.
     """
     policy = comparison.policy
     found: list[AnswerDifference] = []
@@ -186,6 +188,7 @@ def compare(
             batch_size=comparison.batch_size,
             on_launch=on_launch,
             on_confirm=on_confirm,
+            watch=watch,
             clock_ns=clock_ns,
             sleep=sleep,
         )
@@ -274,6 +277,9 @@ def _command(given: argparse.Namespace) -> int:
             # Its entries are whole requests of this batch size.
             requests, batch_size = Requests(input_data=own_requests), 1
         ask = same_requests(requests, given.model)
+        fresh = not any(side.is_running for side in contenders.values())
+        # Before the servers start, to tell whose GPU it is.
+        watch = stack.enter_context(machine_watch(own_servers=fresh))
         code = compare(
             Comparison(
                 model=given.model,
@@ -281,12 +287,13 @@ def _command(given: argparse.Namespace) -> int:
                 candidate=_described(given.candidate, commits[CANDIDATE]),
                 policy=policy,
                 batch_size=batch_size,
-                fresh=not any(side.is_running for side in contenders.values()),
+                fresh=fresh,
                 answer_tolerance=given.answer_tolerance,
             ),
             lambda number: fresh_pair(contenders, ask, number, protocol=given.protocol),
             _say,
             store=_store,
+            watch=watch,
         )
     for file in (selftests.FILE, selftests.NOISY_FILE):
         known = selftests.stored(this_machine().cls, file, policy)

@@ -20,6 +20,7 @@ from hpsbench.load.interleaved import Interleaved, ParticipantRun
 from hpsbench.measurements import measure
 from hpsbench.session import Launch, run_batch_size
 from hpsbench.stages import profile
+from hpsbench.telemetry import Watch, unwatched
 
 #: A fresh pair of servers, of the launch with this number (from 1), as long as the context lasts.
 Pair = Callable[[int], AbstractContextManager[Launch]]
@@ -49,18 +50,20 @@ def run_duet(
     seed: int = 0,
     on_launch: Callable[[LaunchDone], None] = lambda _: None,
     on_confirm: Callable[[DuetSession], None] = lambda _: None,
+    watch: Watch = unwatched,
     clock_ns: Callable[[], int] = time.perf_counter_ns,
     sleep: Callable[[float], None] = time.sleep,
 ) -> list[DuetSession]:
     """Return the session measured on `policy.launches` fresh pairs, and the confirming one if any.
 
-    Each pair must offer participants named BASELINE and CANDIDATE. A failed request or a server
-    that died ends the session, which is then `invalid`. Raises whatever else starting one raises.
+    Each pair must offer participants named BASELINE and CANDIDATE. A failed request, a server that
+    died, or a machine that `watch` finds unfit ends the session, which is then `invalid`. Raises
+    whatever else starting one raises.
     """
     sessions = []
     for number in (1, 2):
         session = _run_session(
-            pair, policy, number, batch_size, seed + number, on_launch, clock_ns, sleep
+            pair, policy, number, batch_size, seed + number, on_launch, watch, clock_ns, sleep
         )
         sessions.append(session)
         if number == 2 or not needs_confirmation(session, policy):
@@ -76,6 +79,7 @@ def _run_session(
     batch_size: int,
     seed: int,
     on_launch: Callable[[LaunchDone], None],
+    watch: Watch,
     clock_ns: Callable[[], int],
     sleep: Callable[[float], None],
 ) -> DuetSession:
@@ -94,7 +98,7 @@ def _run_session(
             sleep=sleep,
         )
         try:
-            with pair((session - 1) * policy.launches + number) as launched:
+            with pair((session - 1) * policy.launches + number) as launched, watch() as watched:
                 begun_ns = clock_ns()
                 # Where the time goes is asked only once there is a change to explain.
                 traced = replace(loop, min_requests=TRACED, max_requests=TRACED)
@@ -111,6 +115,8 @@ def _run_session(
         except ServerDied as dead:
             return _invalid(session, launches, f"launch {number}: {dead.problem}")
         problem = _problem(runs, policy, batch_size)
+        if watched.telemetry is not None and watched.telemetry.problem is not None:
+            problem = problem or f"launch {number}: {watched.telemetry.problem}"
         if problem is not None:
             return _invalid(session, launches, problem)
         launches.append(_launch(runs[-1]))

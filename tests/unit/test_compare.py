@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +22,9 @@ from hpsbench.load.interleaved import Participant
 from hpsbench.pairs import Contender
 from hpsbench.report.markdown import comparison_summary
 from hpsbench.revisions import BuiltModels, Revision
+from hpsbench.telemetry import Recording, Telemetry
 from hpsbench.verdict import Outcome
+from tests.unit.test_telemetry import IDLE_HOST
 
 MS = 1_000_000
 POLICY = DuetPolicy(launches=2, pairs=10, warm_up=3)
@@ -191,6 +194,32 @@ def test_answers_that_cannot_be_had_are_told_by_what_is_measured() -> None:
     code, lines = run(pairs)
     assert code == 10
     assert "answers cannot be compared: model dlrm answered with status 400: no" in lines
+
+
+def test_an_unfit_machine_gets_no_verdict() -> None:
+    seen: list[int] = []
+
+    @contextmanager
+    def watch() -> Iterator[Recording]:
+        recording = Recording()
+        yield recording
+        seen.append(len(seen))
+        busy = dataclasses.replace(IDLE_HOST, others=0.95 if len(seen) == 2 else 0.1)
+        recording.telemetry = Telemetry(elapsed_s=2.0, samples=4, sampling_cpu_s=0.0, host=busy)
+
+    pairs, lines = FakePairs(2.0), []
+    comparison = Comparison(model="dlrm", baseline="old/", candidate="new/", policy=POLICY)
+    code = compare(
+        comparison,
+        pairs.pair,
+        lines.append,
+        watch=watch,
+        clock_ns=pairs.clock_ns,
+        sleep=pairs.sleep,
+    )
+    assert code == 10
+    assert lines[-2].startswith("INVALID dlrm: launch 2: other processes used 95% of the CPUs")
+    assert pairs.numbers == [1, 2]
 
 
 def test_what_was_compared_is_stored_and_read_back(tmp_path: Path) -> None:

@@ -95,7 +95,7 @@ class RedisStore:
         row_bytes = 4 * self._tables[table].dim
         all_loaded = True
         for positions, values in zip(parts, answers, strict=True):
-            all_loaded = all_loaded and values.pop() is not None
+            all_loaded &= values.pop() is not None
             there = np.fromiter(
                 (v is not None and len(v) == row_bytes for v in values), np.bool_, len(values)
             )

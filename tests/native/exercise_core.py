@@ -22,27 +22,57 @@ def spec(folder: Path, name: str, keys, dim: int, group: int = -1) -> TableSpec:
     )  # fmt: skip
 
 
-def exercise_tiers(folder: Path, rng: np.random.Generator) -> None:
-    """Look up, update, refresh and count a bounded table, all at the same time."""
-    keys = np.arange(3000) * 5
-    model = NativeModel([spec(folder, "tiered", keys, 7)], num_threads=3)
-    bounds = tiers.VolatileOptions(num_partitions=3, overflow_margin=300)
-    tiers.set_tiers(model, 0, tiers.TierOptions(volatile=bounds, cache_missed=True))
-    tiers.preload(model, 0, keys[:1000])
+class Databases:
+    """Have every even key, and are asked by many threads."""
+
+    def fetch(self, tier, table, keys, out, found):
+        found[:] = keys % 2 == 0
+        out[found] = 5
+        return True
+
+    def insert(self, tier, table, keys, rows):
+        pass
+
+
+def exercise_tiers(folder: Path) -> None:
+    """Look up, update, preload, refresh and count tables with tiers, all at the same time."""
+    tables = [
+        spec(folder, name, np.arange(1001) * step, dim)
+        for name, step, dim in (("a", 1, 13), ("b", 3, 16), ("c", 1, 1), ("d", 2, 128))
+    ]
+    model = NativeModel(tables, num_threads=3)
+    policies = ("evict_random", "evict_least_used", "evict_oldest")
+    for table, policy in enumerate(policies):
+        bounds = tiers.VolatileOptions(
+            num_partitions=3, overflow_margin=50, overflow_policy=policy, allocation_rate=1000
+        )
+        options = tiers.TierOptions(
+            volatile=bounds, cache_missed=True, redis=table == 0, rocksdb=True
+        )
+        tiers.set_tiers(model, table, options)
+    take_back = tiers.set_databases(model, Databases())
 
     def look_up() -> None:
-        asked = rng.choice(keys, 2000) + 0
-        for _ in range(20):
-            out = np.empty((len(asked), 7), np.float32)
-            model.lookup_flat(asked, np.array([len(asked)], np.uint64), out)
+        rng = np.random.default_rng(threading.get_ident())
+        for _ in range(30):
+            counts = rng.integers(0, 900, len(tables)).astype(np.uint64)
+            out = np.empty(int(np.dot(counts, model.embedding_dims)), np.float32)
+            model.lookup_flat(rng.integers(-5, 3100, int(counts.sum())), counts, out)
+            tiers.fetch(model, int(rng.integers(4)), rng.integers(-5, 3100, 300))
 
     def change() -> None:
-        for i in range(20):
-            tiers.update(model, 0, keys[i : i + 500], np.full((500, 7), i, np.float32))
-            tiers.refresh(model, 0)
-            tiers.tier_facts(model, 0, tiers.Tier.VOLATILE)
+        rng = np.random.default_rng(threading.get_ident())
+        for _ in range(30):
+            table = int(rng.integers(4))
+            keys = rng.integers(-5, 3100, 200)
+            rows = np.zeros((200, model.embedding_dims[table]), np.float32)
+            tiers.update(model, table, keys, rows)
+            tiers.preload(model, table, keys)
+            tiers.refresh(model, table)
+            tiers.tier_keys(model, table, tiers.Tier.VOLATILE)
+            tiers.tier_facts(model, table, tiers.Tier.UPDATED)
 
-    run_together(look_up, look_up, look_up, change, change)
+    run_together(look_up, look_up, look_up, change, change, take_back)
 
 
 def run_together(*functions: Callable[[], None]) -> None:
@@ -83,7 +113,7 @@ def main(library: Path, folder: Path) -> None:
     model.register("model")
     model.register("model")
     clear_registry()
-    exercise_tiers(folder, rng)
+    exercise_tiers(folder)
     try:
         NativeModel([*tables, spec(folder, "again", [9, 8], 16, group=0)])
         sys.exit("fused tables that overlap were accepted")

@@ -9,7 +9,14 @@ import pytest
 
 from hpsbench.errors import HpsError
 from hpsbench.hps.lookup import ModelTables
-from hpsbench.hps.native.tiers import TierOptions, VolatileOptions, fetch, preload, update
+from hpsbench.hps.native.tiers import (
+    TierOptions,
+    VolatileOptions,
+    fetch,
+    preload,
+    set_databases,
+    update,
+)
 from tests.tiers.native_tables import ask, native_model
 from tests.tiers.redis_server import redis_server
 from tests.tiers.served_tables import DIMS, Truth, open_tables, table_keys, table_rows
@@ -100,20 +107,45 @@ def test_what_was_read_before_an_update_is_not_inserted_after_it(tmp_path):
             below.wait()  # ... and the update is over
             return False
 
-    from hpsbench.hps.native.tiers import set_databases
-
-    options = TierOptions(volatile=VolatileOptions(), cache_missed=True, redis=True)
+    tiny = VolatileOptions(
+        num_partitions=1, overflow_margin=1, overflow_resolution_target=0.0
+    )  # fmt: skip
+    options = TierOptions(volatile=tiny, cache_missed=True, redis=True)
     native = native_model(tmp_path, range(20), np.zeros((20, 3)), options)
     take_back = set_databases(native, Slow())
     thread = threading.Thread(target=ask, args=(native, [7]))
     thread.start()
     below.wait()
-    update(native, 0, np.array([8]), np.full((1, 3), 2, np.float32))
+    # The second update evicts the row of the first, so that its place is free.
     update(native, 0, np.array([7]), np.full((1, 3), 2, np.float32))
+    update(native, 0, np.array([8]), np.full((1, 3), 2, np.float32))
     below.wait()
     thread.join()
     take_back()
     np.testing.assert_array_equal(ask(native, [7]), [[2, 2, 2]])
+
+
+@pytest.mark.parametrize("bounded", [False, True])
+def test_no_half_of_a_long_row_is_seen(tmp_path, bounded):
+    keys = np.arange(4)
+    options = TierOptions(volatile=VolatileOptions(num_partitions=1)) if bounded else None
+    native = native_model(tmp_path, keys, np.zeros((4, 200_000)), options)
+    stopping = threading.Event()
+
+    def change(value):
+        rows = np.full((4, 200_000), value, np.float32)
+        while not stopping.is_set():
+            update(native, 0, keys, rows)
+
+    threads = [threading.Thread(target=change, args=(value,)) for value in (1, 2)]
+    for thread in threads:
+        thread.start()
+    answers = [ask(native, keys) for _ in range(60)]
+    stopping.set()
+    for thread in threads:
+        thread.join()
+    assert all((answer == answer[:, :1]).all() for answer in answers)
+    assert len({float(answer[0, 0]) for answer in answers}) > 1
 
 
 def test_rows_evicted_from_the_volatile_tier_stay_updated(tmp_path):

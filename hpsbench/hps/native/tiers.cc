@@ -12,8 +12,9 @@ namespace hps {
 
 namespace {
 
-// Keys that go through the tiers together: as many as Redis and RocksDB are usually asked for.
-constexpr uint64_t kPiece = 1 << 16;
+// Keys that go through the tiers together: enough for one request to a database to be worth it, and
+// few enough that what each thread keeps for them stays small.
+constexpr uint64_t kPiece = 1 << 14;
 constexpr hps_tier kOrder[] = {HPS_TIER_REDIS, HPS_TIER_UPDATED, HPS_TIER_ROCKSDB,
                                HPS_TIER_MAPPED};
 constexpr hps_tier kMappedFirst[] = {HPS_TIER_REDIS, HPS_TIER_UPDATED, HPS_TIER_MAPPED,

@@ -5,6 +5,7 @@ calls that alternate in one process, all through a `tf.function`, so that a busy
 """
 
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ import hpsbench.hps as hps
 from hpsbench.hps import session
 from hpsbench.hps.configuration import Configuration, ModelConfiguration, write_configuration
 from hpsbench.hps.lookup import open_model
+from hpsbench.hps.native.bindings import NativeModel, TableSpec
 from hpsbench.hps.sparse_model import write_sparse_model
 
 NUM_ROWS, DIM, SLOTS = 1_000_000, 128, 26
@@ -26,6 +28,11 @@ RATIO_LIMIT = 1.1
 INDEX_LIMIT_S = 0.5
 WRITE_LIMIT_S = 3.0
 BATCHES = 20
+#: Of the cores that are there, how many more calls they must answer; the rest is the noise of a
+#: shared machine.
+SCALING_LIMIT = 0.75
+CALLERS = 8
+CORES = len(os.sched_getaffinity(0))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,6 +127,98 @@ def test_a_lookup_is_no_slower_than_tensorflow(
     for name, ratio in ratios.items():
         record_property(f"ratio_{name}", round(ratio, 3))
         assert ratio <= RATIO_LIMIT or batch_size < 256, f"{name} keys"
+
+
+def calls_per_s(call: Callable[[int], object], callers: int, seconds: float) -> float:
+    """Return how many calls so many threads get through in a second, all together."""
+    together, counts = threading.Barrier(callers + 1), [0] * callers
+    over = threading.Event()
+
+    def ask(number: int) -> None:
+        together.wait()
+        while not over.is_set():
+            call(number * 7 + counts[number])
+            counts[number] += 1
+
+    threads = [threading.Thread(target=ask, args=(i,)) for i in range(callers)]
+    for thread in threads:
+        thread.start()
+    together.wait()
+    begun = time.perf_counter()
+    time.sleep(seconds)
+    over.set()
+    elapsed = time.perf_counter() - begun
+    done = sum(counts)
+    for thread in threads:
+        thread.join()
+    return done / elapsed
+
+
+@pytest.mark.parametrize("batch_size", [32, 256])
+def test_concurrent_lookups_scale_with_the_cores(
+    tables, lookups, batch_size, capsys, record_property
+):
+    """Threads of Python call the same function; each lookup alone would run on one thread.
+
+    Shared out among TensorFlow's threads, one caller would keep all cores busy already: 32 x 26
+    keys are too few for that, and 256 x 26 are asked of a core library with one thread.
+    """
+    rng = np.random.default_rng(batch_size)
+    batches = [rng.integers(0, NUM_ROWS, (batch_size, SLOTS)) for _ in range(BATCHES)]
+    scattered = [tables.scattered_keys[batch] for batch in batches]
+    rows = [tf.constant(batch) for batch in batches]
+    if batch_size == 32:
+        keys = [tf.constant(k) for k in scattered]
+        calls = {
+            "tensorflow": lambda i: lookups["tensorflow"](rows[i % BATCHES]),
+            "scattered": lambda i: lookups["scattered"](keys[i % BATCHES]),
+        }
+    else:
+        alone = NativeModel([
+            TableSpec(
+                name="scattered", key_path=tables.ps_config_file.parent / "scattered" / "key",
+                rows_path=tables.ps_config_file.parent / "scattered" / "emb_vector",
+                num_keys=NUM_ROWS, embedding_dim=DIM,
+            )
+        ], num_threads=1)  # fmt: skip
+        count = np.array([batch_size * SLOTS], np.uint64)
+        outs = threading.local()
+
+        def ask(i: int) -> None:
+            if not hasattr(outs, "out"):
+                outs.out = np.zeros((batch_size * SLOTS, DIM), np.float32)
+            alone.lookup_flat(scattered[i % BATCHES].reshape(-1), count, outs.out)
+
+        def take(i: int) -> None:
+            if not hasattr(outs, "out"):
+                outs.out = np.zeros((batch_size * SLOTS, DIM), np.float32)
+            tables.rows.take(batches[i % BATCHES].reshape(-1), axis=0, out=outs.out, mode="clip")
+
+        calls = {"numpy.take": take, "scattered": ask}
+    callers = (1, min(CALLERS, CORES), CALLERS)
+    found: dict[tuple[str, int], list[float]] = {}
+    for _ in range(7):
+        for number in dict.fromkeys(callers):
+            for name, call in calls.items():
+                found.setdefault((name, number), []).append(calls_per_s(call, number, 0.25))
+    medians = {key: float(np.median(values)) for key, values in found.items()}
+    with capsys.disabled():
+        for name in calls:
+            per_s = ", ".join(
+                f"{n} threads {medians[name, n]:7.0f}" for n in dict.fromkeys(callers)
+            )
+            scaling = medians[name, callers[1]] / medians[name, 1]
+            print(
+                f"\nbatch {batch_size} x {SLOTS}: {name:>11} calls/s: {per_s} ({scaling:.2f})",
+                end="",
+            )
+        print()
+    peer = next(iter(calls))
+    for number in callers[1:]:
+        ours, theirs = (medians[n, number] / medians[n, 1] for n in ("scattered", peer))
+        record_property(f"scaling_{number}", round(ours, 2))
+        assert ours >= min(SCALING_LIMIT * callers[1], 0.9 * theirs), f"{number} threads"
+        assert medians["scattered", number] >= 0.9 * medians[peer, number]
 
 
 @pytest.mark.parametrize("model", ["range", "scattered"])

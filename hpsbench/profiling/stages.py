@@ -91,9 +91,10 @@ class TierLookup:
         self.name = f"from {tier.name.lower()} on"
         if len(subject.table_ids) > 1:
             self.name = f"{subject.table_names[number]} {self.name}"
-        self.meaning = "this tier and those below it, of one table, on one thread"
+        self.meaning = "this tier and those below it, of one table, as a cache asks them"
         self._table, self._number = subject.table_ids[number], number
-        self._native, self._tier = tables.native, tier
+        # None: from the top. The volatile tier is there, and on the threads of the model.
+        self._native, self._first = tables.native, None if tier is Tier.VOLATILE else tier
         self._row_bytes = 4 * subject.embedding_dims[number]
 
     def size(self, batch: Batch) -> tuple[int, int]:
@@ -107,7 +108,7 @@ class TierLookup:
 
     def ask(self, prepared: Any) -> object:
         """Fetch the rows."""
-        return fetch(self._native, self._table, prepared, self._tier)
+        return fetch(self._native, self._table, prepared, self._first)
 
 
 class TensorFlowLookup(_AllTables):

@@ -126,7 +126,7 @@ def test_a_lookup_is_no_slower_than_tensorflow(
         )
     for name, ratio in ratios.items():
         record_property(f"ratio_{name}", round(ratio, 3))
-        assert ratio <= RATIO_LIMIT or batch_size < 256, f"{name} keys"
+        assert ratio <= RATIO_LIMIT, f"{name} keys"
 
 
 def calls_per_s(call: Callable[[int], object], callers: int, seconds: float) -> float:

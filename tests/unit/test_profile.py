@@ -20,9 +20,12 @@ import pytest
 from hpsbench import cli, profile
 from hpsbench.errors import ConfigError
 from hpsbench.hps.configuration import Configuration, ModelConfiguration, write_configuration
+from hpsbench.hps.lookup import ModelTables
+from hpsbench.hps.native.tiers import Tier
 from hpsbench.hps.sparse_model import write_sparse_model
 from hpsbench.profiling.batches import Batch, Stream, batches, read_histogram, read_keys
 from hpsbench.profiling.rounds import ask_in_turn
+from hpsbench.profiling.stages import TierLookup
 from hpsbench.profiling.subject import configured, generated
 from hpsbench.profiling.tiers import flat_counters, tier_results
 
@@ -225,6 +228,24 @@ def test_tiers_are_told_by_what_the_counters_rose() -> None:
         ("mapped", 4, 4, 1.0, 20.0),
         ("redis", 0, 0, None, None),
     ]
+
+
+@pytest.mark.parametrize("tier", [Tier.VOLATILE, Tier.MAPPED])
+def test_a_tier_answers_each_key_of_a_batch_once(ps_config_file: Path, tier: Tier) -> None:
+    document = json.loads(ps_config_file.read_text())
+    document["volatile_db"] = {"type": "hash_map", "initial_cache_rate": 0.5}
+    ps_config_file.write_text(json.dumps(document))
+    subject = configured(ps_config_file, model=None, table="users")
+    tables = ModelTables(subject.configuration, subject.model, without_gpus="none")
+    stage = TierLookup(subject, tables, 0, tier)
+    batch = Batch(keys=(np.array([[11, 22], [11, -4]]),), rows=(np.zeros((2, 2), np.int64),))
+    rows, found = stage.ask(stage.prepare(batch))
+    np.testing.assert_array_equal(found, [False, True, True])
+    np.testing.assert_array_equal(rows[1:], np.ones((2, 8)))
+    assert stage.size(batch) == (3, 3 * 8 * 4)
+    asked = {name: t["keys"] for name, t in tables.statistics()["users"]["tiers"].items()}
+    assert asked["volatile"] == (3 if tier is Tier.VOLATILE else 0)
+    tables.close()
 
 
 @pytest.mark.parametrize("batch_size", [1, 64])

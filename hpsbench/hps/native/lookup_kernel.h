@@ -113,7 +113,8 @@ class LookupKernel : public OpKernel {
     ModelReference found;
     // A file that the layer names is compared with what the process was initialised from.
     if (ps_config_file_.empty()) found = get_model();
-    if (!found) {
+    // Another thread may take away at once what is initialised, and be about to do so again.
+    for (int attempt = 0; !found && attempt < kInitializations; ++attempt) {
       const hps_status status =
           hps_initialize(model_name_.c_str(), ps_config_file_.c_str(), global_batch_size_, &error);
       if (status != HPS_OK) {
@@ -136,6 +137,7 @@ class LookupKernel : public OpKernel {
   std::vector<int64_t> table_ids_;
 
  private:
+  static constexpr int kInitializations = 100;
   // Keys per piece of work: enough to pay for handing it to another thread.
   static constexpr int64_t kGrain = 512;
 

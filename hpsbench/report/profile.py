@@ -13,14 +13,16 @@ _TIMES = ("min", "mean", "median", "p95", "p99")
 
 def lines(profile: Profile) -> list[str]:
     """Return what was asked, the times of each stage, their throughput, and the tiers."""
+    stages = profile.stages
     return [
         *_asked(profile),
         "",
-        _row("us", _TIMES),
-        *(_row(stage.name, _times(stage)) for stage in profile.stages),
+        *_table(("us", *_TIMES), [(stage.name, *_times(stage)) for stage in stages]),
         "",
-        _row("", ("M keys/s", "rows GB/s", "to peer")),
-        *(_row(stage.name, _throughput(stage)) for stage in profile.stages),
+        *_table(
+            ("", "M keys/s", "rows GB/s", "to peer"),
+            [(stage.name, *_throughput(stage)) for stage in stages],
+        ),
         "",
         *_tiers(profile),
         "",
@@ -60,10 +62,11 @@ def _throughput(stage: StageResult) -> list[str]:
 
 def _tiers(profile: Profile) -> list[str]:
     several = len(profile.tables) > 1
-    return [
-        _row("tiers, end to end", ("keys", "hits", "hit rate", "ns/key"), width=13),
-        *(_row(_tier_name(tier, several), _tier(tier), width=13) for tier in profile.tiers),
-    ]
+    return _table(
+        ("tiers, end to end", "keys", "hits", "hit rate", "ns/key"),
+        [(_tier_name(tier, several), *_tier(tier)) for tier in profile.tiers],
+        width=13,
+    )
 
 
 def _tier_name(tier: TierResult, several: bool) -> str:
@@ -76,5 +79,9 @@ def _tier(tier: TierResult) -> list[str]:
     return [f"{tier.keys:,}", f"{tier.hits:,}", rate, time]
 
 
-def _row(name: str, cells: Sequence[str], width: int = 10) -> str:
-    return f"{name:<{_NAME_WIDTH}}" + "".join(f"{cell:>{width}}" for cell in cells)
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], width: int = 10) -> list[str]:
+    name_width = max([_NAME_WIDTH, *(len(name) + 1 for name, *_ in rows)])
+    return [
+        f"{name:<{name_width}}" + "".join(f"{cell:>{width}}" for cell in cells)
+        for name, *cells in (heads, *rows)
+    ]

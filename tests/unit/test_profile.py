@@ -320,6 +320,23 @@ def test_all_tables_of_a_model_are_asked_together(
     assert "hot, 0.9 of them out of the same 100" in out
 
 
+def test_a_long_name_does_not_shift_the_columns(
+    command: Run, ps_config_file: Path, tmp_path: Path
+) -> None:
+    name = "a_table_with_a_long_name_of_its_own"
+    ps_config_file.write_text(ps_config_file.read_text().replace("users", name))
+    code, out, _ = command(
+        "--config", ps_config_file, "--batch-size", 2, "--iterations", 2, "--warm-up", 0,
+        "--peer", "numpy",
+    )  # fmt: skip
+    assert code == 0
+    lines = out.splitlines()
+    begun = next(i for i, line in enumerate(lines) if line.startswith("tiers"))
+    table = lines[begun : lines.index("", begun)]
+    assert any(line.startswith(f"{name}: mapped") for line in table)
+    assert len({len(line) for line in table}) == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [

@@ -62,9 +62,9 @@ def inline_calls(function: Any, callees: Mapping[str, Any]) -> None:
 
 def remove_nodes(function: Any, names: set[str]) -> None:
     """Remove the nodes of these names from a FunctionDef."""
-    kept = [type(n).FromString(n.SerializeToString()) for n in function.node_def]
-    del function.node_def[:]
-    function.node_def.extend(node for node in kept if node.name not in names)
+    for number in reversed(range(len(function.node_def))):
+        if function.node_def[number].name in names:
+            del function.node_def[number]
 
 
 def rename_tensors(

@@ -7,6 +7,13 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
+from hpsbench.hps.concat_lookups import (
+    CONCAT_LOOKUP,
+    LOOKUP,
+    concatenate,
+    find_concatenations,
+    runs,
+)
 from hpsbench.hps.function_calls import (
     functions_that_reach,
     inline_calls,
@@ -15,7 +22,8 @@ from hpsbench.hps.function_calls import (
     rename_tensors,
 )
 
-LOOKUP, MULTI_LOOKUP = "HpsLookup", "HpsMultiLookup"
+MULTI_LOOKUP = "HpsMultiLookup"
+_NAMES = {MULTI_LOOKUP: "hps_multi_lookup", CONCAT_LOOKUP: "hps_concat_lookup"}
 #: What tells lookups of one operation apart; all other attributes must be equal.
 _OWN_ATTRIBUTES = ("table_id", "emb_vec_size", "global_batch_size")
 
@@ -24,8 +32,9 @@ def fuse_library(library: Any) -> int:
     """Fuse the lookups in every function of a FunctionDefLibrary; return how many were fused.
 
     Those of one function are fused where they ask one model with keys of one type and none needs
-    the answer of another; calls of functions with lookups are inlined first. Functions keep their
-    names, arguments and results.
+    the answer of another; calls of functions with lookups are inlined first. Where their rows are
+    only concatenated, the operation writes them so. Functions keep their names, arguments and
+    results.
     """
     functions = functions_that_reach(library, LOOKUP)
     for function in functions.values():
@@ -35,17 +44,33 @@ def fuse_library(library: Any) -> int:
 
 def fuse_function(function: Any) -> int:
     """Fuse the lookups of one FunctionDef, and return how many were fused."""
+    before = len(_groups(function))
+    _concatenate(function)
     groups = defaultdict(list)
-    depths = _depths(function)
-    for node in function.node_def:
-        if node.op == LOOKUP:
-            groups[_kind(node), depths[node.name]].append(node)
-    fused = 0
+    for node, group in _groups(function):
+        groups[group].append(node)
     for lookups in groups.values():
         if len(lookups) > 1:
             _fuse(function, lookups)
-            fused += len(lookups)
-    return fused
+    return before - len(_groups(function))
+
+
+def _concatenate(function: Any) -> None:
+    """Fuse the lookups that are concatenated, with the concatenation."""
+    groups = {node.name: group for node, group in _groups(function)}
+    for concat, flats in list(find_concatenations(function)):
+        # From the last run to the first, so that the numbers of the others stay.
+        for first, run in reversed(list(runs(flats, groups))):
+            fused = _operation(function, CONCAT_LOOKUP, [flat.lookup for flat in run])
+            concatenate(function, concat, first, run, fused)
+
+
+def _groups(function: Any) -> list[tuple[Any, Any]]:
+    """Return the lookups of a function, each with what those that can be one operation share."""
+    depths = _depths(function)
+    return [
+        (node, (_kind(node), depths[node.name])) for node in function.node_def if node.op == LOOKUP
+    ]
 
 
 def _depths(function: Any) -> dict[str, int]:
@@ -74,11 +99,10 @@ def _kind(lookup: Any) -> tuple[str, ...]:
     return (lookup.device, repr(shared))
 
 
-def _fuse(function: Any, lookups: Sequence[Any]) -> None:
+def _operation(function: Any, op: str, lookups: Sequence[Any]) -> Any:
+    """Return the NodeDef of an operation for several lookups, with their ids and attributes."""
     names = {node.name for node in function.node_def}
-    fused = type(lookups[0])(
-        op=MULTI_LOOKUP, name=_unused("hps_multi_lookup", names), device=lookups[0].device
-    )
+    fused = type(lookups[0])(op=op, name=_unused(_NAMES[op], names), device=lookups[0].device)
     for name, value in lookups[0].attr.items():
         if name not in _OWN_ATTRIBUTES and not name.startswith("_"):
             fused.attr[name].CopyFrom(value)
@@ -88,6 +112,11 @@ def _fuse(function: Any, lookups: Sequence[Any]) -> None:
     fused.attr["global_batch_size"].i = max(n.attr["global_batch_size"].i for n in lookups)
     fused.input.extend(node.input[0] for node in lookups)
     fused.input.extend(dict.fromkeys(wait for node in lookups for wait in node.input[1:]))
+    return fused
+
+
+def _fuse(function: Any, lookups: Sequence[Any]) -> None:
+    fused = _operation(function, MULTI_LOOKUP, lookups)
     replaced = [node.name for node in lookups]
     remove_nodes(function, set(replaced))
     function.node_def.append(fused)

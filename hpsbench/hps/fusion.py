@@ -25,8 +25,9 @@ import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 
 from hpsbench.errors import HpsError
+from hpsbench.hps.concat_lookups import LOOKUP
 from hpsbench.hps.function_calls import functions_that_reach, rename_functions
-from hpsbench.hps.fused_lookups import LOOKUP, fuse_library
+from hpsbench.hps.fused_lookups import fuse_library
 from hpsbench.hps.op import operations
 
 _GRAPH_FILE = "saved_model.pb"

@@ -16,7 +16,7 @@ from hpsbench.hps.native import build
 
 @functools.cache
 def operations() -> Any:
-    """Return the module with `hps_lookup` and `hps_multi_lookup`.
+    """Return the module with `hps_lookup`, `hps_multi_lookup` and `hps_concat_lookup`.
 
     Raises NativeBuildError where they cannot be compiled or loaded.
     """
@@ -30,4 +30,5 @@ def operations() -> Any:
         ) from error
     tf.no_gradient("HpsLookup")
     tf.no_gradient("HpsMultiLookup")
+    tf.no_gradient("HpsConcatLookup")
     return module

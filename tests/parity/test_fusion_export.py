@@ -123,7 +123,7 @@ def test_an_exported_fused_model_answers_and_looks_as_before(model, tmp_path):
     hps.export_fused(tmp_path / "apart", tmp_path / "afterwards")
     for name in ("fused", "afterwards"):
         assert signatures(tmp_path / name) == signatures(tmp_path / "apart")
-        assert set(lookups_in(tmp_path / name)) == {"HpsMultiLookup"}
+        assert set(lookups_in(tmp_path / name)) == {"HpsConcatLookup"}
         loaded = tf.saved_model.load(str(tmp_path / name))
         np.testing.assert_array_equal(loaded.serve(batches()), model(batches()))
 
@@ -175,6 +175,40 @@ def ordered(ids):
         return [rows, lookup(ids[1], table=1), lookup(ids[2], table=2)]
 
 
+def flat(ids, table, size=16):
+    return tf.reshape(lookup(ids[table], table=table, size=size), [-1, SLOTS * size])
+
+
+def beside(ids):
+    """Runs of concatenated rows around what is none, and a second concatenation."""
+    other = tf.cast(ids[0], tf.float32)
+    values = [flat(ids, 0), flat(ids, 1), other, flat(ids, 5, 8), flat(ids, 2), flat(ids, 6, 8)]
+    values += [other, flat(ids, 3)]
+    return [tf.concat(values, axis=1), tf.concat([flat(ids, 4), flat(ids, 7, 8)], axis=-1)]
+
+
+def used_twice(ids):
+    """Rows of table 0 are needed as they are too, and those of table 1 flat too."""
+    rows = lookup(ids[0])
+    one, two, three = tf.reshape(rows, [-1, SLOTS * 16]), flat(ids, 1), flat(ids, 2)
+    return [tf.concat([one, two, three, flat(ids, 3)], 1), rows, two]
+
+
+def narrow(ids):
+    """A row per key, rows of several samples in one, and rows cut in two."""
+    rows = [lookup(ids[i], table=i) for i in range(4)]
+    return [
+        tf.concat([tf.reshape(r, [-1, 16]) for r in rows[:2]], axis=1),
+        tf.concat([tf.reshape(r, [-1, 8]) for r in rows[2:]], axis=1),
+        tf.concat([flat(ids, 4), tf.reshape(lookup(ids[4], table=3), [BATCH, SLOTS * 16])], 1),
+    ]
+
+
+def other_concatenations(ids):
+    rows = [lookup(ids[i], table=i) for i in range(2)]
+    return [tf.concat(rows, axis=1), tf.concat(rows, axis=-1), tf.concat([flat(ids, 2)] * 2, 0)]
+
+
 #: Callables on the ids, and the lookups of each operation that are left once they are fused.
 CALLABLES = {
     "vectors of other sizes": (
@@ -198,6 +232,20 @@ CALLABLES = {
     ),
     "sparse ids": (sparse, [3]),
     "branches": (conditional, [2, 2, 2]),
+    "concatenated beside others": (beside, [2, 3, 2, 1]),
+    "concatenated and used as they are": (used_twice, [2, 2]),
+    "concatenated in other widths": (narrow, [2, 4]),
+    "concatenated in float16": (
+        lambda ids: tf.concat(
+            [
+                tf.reshape(hps.LookupLayer("m", i, 16, tf.float16)(ids[i]), [-1, SLOTS * 16])
+                for i in range(3)
+            ],
+            axis=1,
+        ),
+        [3],
+    ),
+    "concatenated along other axes": (other_concatenations, [3]),
     "ids of other ranks": (
         lambda ids: [lookup(ids[0][0]), lookup(ids[1][None], table=1), lookup(ids[2][:0])],
         [3],
@@ -238,10 +286,10 @@ def _served(module, tmp_path, groups):
         (tmp_path / "fused" / "saved_model.pb").read_bytes()
     )
     found = [
-        n.attr["num_tables"].i if n.op == "HpsMultiLookup" else 1
+        n.attr["num_tables"].i if n.op != "HpsLookup" else 1
         for f in graph.meta_graphs[0].graph_def.library.function
         for n in f.node_def
-        if n.op in ("HpsMultiLookup", "HpsLookup")
+        if n.op.startswith("Hps")
     ]
     assert sorted(found) == sorted(groups)
     return tf.saved_model.load(str(tmp_path / "fused")).call(batches())

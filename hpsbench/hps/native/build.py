@@ -23,18 +23,20 @@ from hpsbench.errors import NativeBuildError
 
 _LOG = logging.getLogger("hpsbench.hps")
 _SOURCES = Path(__file__).parent
-_OP_SOURCES = ("op.cc", "op_gpu.cc")
+_OP_SOURCES = ("op.cc", "op_concat.cc", "op_concat_gpu.cc", "op_gpu.cc")
 _CORE_SOURCES = (
     "core.cc", "index.cc", "lookup.cc", "table.cc", "thread_pool.cc", "tiers.cc",
     "volatile_table.cc",
 )  # fmt: skip
 _HEADERS = ("core.h", "index.h", "table.h", "thread_pool.h", "tiers.h", "volatile_table.h")
-_OP_HEADERS = (*_HEADERS, "lookup_kernel.h")
+_OP_HEADERS = (*_HEADERS, "concat_lookup_kernel.h", "lookup_kernel.h", "output_memory.h")
 _GPU_SOURCES = (
-    "gpu_cache.cu", "gpu_lookup.cu", "gpu_resident.cu", "gpu_slabs.cu", "gpu_upload.cu",
+    "gpu_cache.cu", "gpu_columns.cu", "gpu_lookup.cu", "gpu_resident.cu", "gpu_slabs.cu",
+    "gpu_upload.cu",
 )  # fmt: skip
 _GPU_HEADERS = (
     "core.h", "gpu_added_rows.h", "gpu_arrays.h", "gpu_attached.h", "gpu_cache.h",
+    "gpu_columns.h",
     "gpu_inserter.h", "gpu_memory.h", "gpu_order.h", "gpu_resident_kernels.cuh", "gpu_rewriter.h",
     "gpu_rows.cuh", "gpu_slab_kernels.cuh", "gpu_stages.h", "gpu_table.h", "gpu_workspace.h",
 )  # fmt: skip

@@ -200,11 +200,20 @@ typedef struct {
   void* out;
 } hps_gpu_part;
 
+// Rows of one table, float32[num_samples * width] in memory of the GPU: some columns of a matrix.
+typedef struct {
+  const float* rows;
+  uint64_t width;
+} hps_gpu_columns;
+
 typedef struct {
   // Keys are int64 (`key_bytes` 8) or int32 (4); rows are written in the order of the CUDA stream.
   hps_status (*lookup)(hps_gpu_cache* cache, const hps_gpu_part* parts, int32_t num_parts,
                        int32_t key_bytes, hps_row_type row_type, void* stream, hps_error* error);
   void (*destroy)(hps_gpu_cache* cache);
+  // Writes columns side by side to `out`, float32[num_samples * sum of their widths].
+  hps_status (*join)(hps_gpu_cache* cache, const hps_gpu_columns* columns, int32_t num_columns,
+                     uint64_t num_samples, float* out, void* stream, hps_error* error);
 } hps_gpu_functions;
 
 // The model destroys the cache with itself. HPS_ALREADY_EXISTS where it has one on that GPU.

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "gpu_attached.h"
+#include "gpu_columns.h"
 
 namespace {
 
@@ -41,7 +42,16 @@ void destroy(hps_gpu_cache* cache) {
   cudaSetDevice(before);
 }
 
-constexpr hps_gpu_functions kFunctions = {lookup, destroy};
+hps_status join(hps_gpu_cache* cache, const hps_gpu_columns* columns, int32_t num_columns,
+                uint64_t num_samples, float* out, void* stream, hps_error* error) {
+  return guarded(error, [&] {
+    const DeviceScope scope(cache->device);
+    hps::gpu::join_columns(columns, num_columns, num_samples, out,
+                           static_cast<cudaStream_t>(stream));
+  });
+}
+
+constexpr hps_gpu_functions kFunctions = {lookup, destroy, join};
 
 std::unique_ptr<hps::gpu::Table> make_table(const hps::gpu::HostTable& host,
                                             const hps_gpu_options& options,

@@ -134,7 +134,17 @@ class LookupKernel : public OpKernel {
     return absl::OkStatus();
   }
 
+  static void lookup(hps_model* model, int64_t table, const int64_t* keys, int64_t n, float* out,
+                     bool continued) {
+    hps_lookup_int64(model, static_cast<int32_t>(table), keys, n, out, continued);
+  }
+  static void lookup(hps_model* model, int64_t table, const int32_t* keys, int64_t n, float* out,
+                     bool continued) {
+    hps_lookup_int32(model, static_cast<int32_t>(table), keys, n, out, continued);
+  }
+
   std::vector<int64_t> table_ids_;
+  std::vector<int64_t> emb_vec_sizes_;
 
  private:
   static constexpr int kInitializations = 100;
@@ -161,15 +171,6 @@ class LookupKernel : public OpKernel {
       Eigen::Map<Halves>(out + begin * dim, count * dim) =
           rows.head(count * dim).template cast<Eigen::half>();
     }
-  }
-
-  static void lookup(hps_model* model, int64_t table, const int64_t* keys, int64_t n, float* out,
-                     bool continued) {
-    hps_lookup_int64(model, static_cast<int32_t>(table), keys, n, out, continued);
-  }
-  static void lookup(hps_model* model, int64_t table, const int32_t* keys, int64_t n, float* out,
-                     bool continued) {
-    hps_lookup_int32(model, static_cast<int32_t>(table), keys, n, out, continued);
   }
 
   ModelReference get_model() const {
@@ -199,7 +200,6 @@ class LookupKernel : public OpKernel {
   std::string model_name_;
   std::string ps_config_file_;
   int64_t global_batch_size_;
-  std::vector<int64_t> emb_vec_sizes_;
   tensorflow::mutex mutex_;  // guards what follows; held for a copy of the reference only
   ModelReference model_;
   uint64_t generation_ = 0;

@@ -4,11 +4,10 @@
 // time has its model initialised; until then it knows only the attributes it was traced with.
 // Tables are shared out among TensorFlow's intra-op threads, and no operation waits for another.
 // The kernels for GPUs are in op_gpu.cc.
-#include <sys/mman.h>
-
 #include <vector>
 
 #include "lookup_kernel.h"
+#include "output_memory.h"
 #include "tensorflow/core/framework/common_shape_fns.h"
 #include "tensorflow/core/framework/op.h"
 #include "tensorflow/core/framework/shape_inference.h"
@@ -19,9 +18,6 @@ using tensorflow::shape_inference::InferenceContext;
 using tensorflow::shape_inference::ShapeHandle;
 
 namespace {
-
-// Bytes from which an output may be memory fresh from the system.
-constexpr size_t kFreshMemory = 4 << 20;
 
 absl::Status embedding_shape(InferenceContext* c, int input, int64_t emb_vec_size) {
   ShapeHandle shape;
@@ -71,16 +67,6 @@ REGISTER_OP("HpsMultiLookup")
       }
       return absl::OkStatus();
     });
-
-// Asks the kernel for huge pages below a large output. It is often fresh memory at that size, and
-// without them the page faults of the first write take longer than the lookup.
-void use_huge_pages(const Tensor& tensor) {
-  constexpr uintptr_t kHugePage = 2 << 20;
-  const uintptr_t begin = reinterpret_cast<uintptr_t>(tensor.data());
-  const uintptr_t first = (begin + kHugePage - 1) & ~(kHugePage - 1);
-  const uintptr_t last = (begin + tensor.TotalBytes()) & ~(kHugePage - 1);
-  if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
-}
 
 }  // namespace
 

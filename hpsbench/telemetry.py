@@ -25,7 +25,7 @@ import psutil
 #: Seconds between samples. One takes a millisecond, which keeps the thread at 0.2% of a core.
 INTERVAL_S = 0.5
 #: The share of this process's CPUs beyond which others' use and stolen time leave no verdict.
-BUSY_LIMIT = 0.9
+BUSY_LIMIT = 0.97
 #: The kernel counts CPU time in ticks of 10 ms: shorter than this, shares are chance.
 _MIN_JUDGED_S = 1.0
 

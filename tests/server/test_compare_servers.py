@@ -54,15 +54,24 @@ def _below(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-@pytest.mark.parametrize(("steps", "regresses"), [(40, False), (80, True)])
+@pytest.mark.parametrize(
+    ("steps", "regresses", "protocol"),
+    [(40, False, "http"), (40, False, "grpc"), (80, True, "http")],
+)
 def test_only_a_slower_model_regresses(
-    steps: int, regresses: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    steps: int,
+    regresses: bool,
+    protocol: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     baseline, candidate = repository(tmp_path / "old", 40), repository(tmp_path / "new", steps)
     sides = ("--baseline", baseline, "--candidate", candidate, "--model", "worker")
-    code = cli.main(["compare", *sides, "--batch-size", "3", *FEW])
+    code = cli.main(["compare", *sides, "--batch-size", "3", "--protocol", protocol, *FEW])
     out = capsys.readouterr().out
     assert (code == 1) == regresses, out
+    assert "\nanswers are the same (1 request)\n" in out
+    assert len(list((tmp_path / ".hpsbench" / "comparisons").glob("*.json"))) == 1
     assert ("\nREGRESSED worker: " in out) == regresses
     assert (tmp_path / ".hpsbench" / "compare-baseline.log").stat().st_size > 0
 
@@ -113,6 +122,18 @@ def test_servers_that_run_are_compared_and_go_on(
     assert code in (0, 10), out
     assert "runs already" in out
     assert probe_server.is_alive()
+
+
+def test_a_model_that_answers_otherwise_is_not_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    baseline, candidate = repository(tmp_path / "old", 1), repository(tmp_path / "new", 1)
+    model = tmp_path / "new" / "worker" / "1" / "model.py"
+    model.write_text(model.read_text().replace("x + 1", "x + 1.5"))
+    sides = ("--baseline", baseline, "--candidate", candidate, "--model", "worker")
+    assert cli.main(["compare", *sides, "--batch-size", "3", *FEW]) == 10
+    out = capsys.readouterr().out
+    assert "\nINVALID worker: answers differ: by 0.5 at most" in out
 
 
 def test_a_model_that_fails_requests_gets_no_verdict(

@@ -169,7 +169,7 @@ def test_a_saved_model_is_served_in_another_process(tmp_path, way):
     np.savez(tmp_path / "keys.npz", **keys)
     files = [tmp_path / name for name in ("saved", "keys.npz", "answer.npy")]
     result = subprocess.run(
-        [sys.executable, "-c", SERVE, *files], capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", SERVE, *files], capture_output=True, text=True, timeout=600
     )
     assert result.returncode == 0, result.stderr
     check_two(np.load(tmp_path / "answer.npy"), keys["users"], keys["items"])

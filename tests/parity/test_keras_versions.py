@@ -19,7 +19,7 @@ def test_programs_run_under(legacy, version):
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", FLOWS],
         env={**os.environ, "TF_USE_LEGACY_KERAS": legacy},
         cwd=Path(__file__).parents[2],
-        capture_output=True, text=True, timeout=900, check=False,
+        capture_output=True, text=True, timeout=1800, check=False,
     )  # fmt: skip
     assert result.returncode == 0, f"{version}:\n{result.stdout[-6000:]}"
     assert " passed" in result.stdout

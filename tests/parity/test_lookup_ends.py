@@ -96,7 +96,7 @@ def test_a_process_ends_as_it_is_told(tmp_path, end):
     program.write_text(BEGIN + code)
     result = subprocess.run(
         [sys.executable, program, path, tmp_path / "known.npy"],
-        capture_output=True, text=True, timeout=240, check=False,
+        capture_output=True, text=True, timeout=600, check=False,
     )  # fmt: skip
     assert (result.returncode, result.stdout) == (expected, ""), result.stderr[-4000:]
     for complaint in ("Traceback", "terminate called", "Segmentation", "Check failed"):
@@ -141,6 +141,6 @@ def test_spawned_processes_serve_the_same_files(tmp_path):
     program.write_text(SPAWN)
     result = subprocess.run(
         [sys.executable, program, path, Path(tmp_path / "known.npy")],
-        capture_output=True, text=True, timeout=300, check=False,
+        capture_output=True, text=True, timeout=600, check=False,
     )  # fmt: skip
     assert (result.returncode, result.stdout) == (0, "right\n"), result.stderr[-4000:]

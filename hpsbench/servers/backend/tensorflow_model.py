@@ -88,6 +88,7 @@ def _tables_of(statistics: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 
 def _tensor(given: Any) -> tf.Tensor:
     if given.is_cpu():
+        # Copied: TensorFlow ends the process over memory that is not aligned as its own is.
         return tf.convert_to_tensor(given.as_numpy())
     return tf.experimental.dlpack.from_dlpack(given.to_dlpack())
 

@@ -46,6 +46,13 @@ gpus = len(tf.config.list_physical_devices("GPU"))
 print(json.dumps({"version": tf.__version__, "gpus": gpus}))
 """
 
+_ONNX_RUNTIME = """
+import json
+import onnxruntime
+providers = onnxruntime.get_available_providers()
+print(json.dumps({"version": onnxruntime.__version__, "providers": providers}))
+"""
+
 _PARAMETER_SERVER = """
 import json
 from hpsbench.errors import BenchError
@@ -252,6 +259,27 @@ def _tensorflow(suite: Suite) -> Check:
     return _ok("TensorFlow", f"{version} on {f'{gpus} GPU' if gpus else 'CPU'}")
 
 
+def _onnx_runtime(suite: Suite) -> Check:
+    ended, answer = _ask_python(_ONNX_RUNTIME)
+    if not answer:
+        return Check(
+            name="ONNX Runtime",
+            status=Status.FAILED,
+            finding=f"cannot be imported: {ended}",
+            what_to_do="pip install 'hpsbench[cpu]', or 'hpsbench[gpu]' on a GPU machine; or leave "
+            "its variants out (--variants)",
+        )
+    on_gpu = "CUDAExecutionProvider" in answer["providers"]
+    if find_gpus() and not on_gpu:
+        return Check(
+            name="ONNX Runtime",
+            status=Status.WARNING,
+            finding=f"{answer['version']} cannot use this machine's GPUs",
+            what_to_do="pip uninstall onnxruntime, then pip install 'hpsbench[gpu]'",
+        )
+    return _ok("ONNX Runtime", f"{answer['version']} on {'CUDA' if on_gpu else 'CPU'}")
+
+
 def _ask_python(code: str) -> tuple[str, dict[str, Any]]:
     """Run code that prints a JSON object; return how it ended, and the object or nothing.
 
@@ -380,6 +408,7 @@ CHECKS: dict[str, Callable[[Suite], Check]] = {
     "Python": _python,
     "NumPy": _numpy,
     "TensorFlow": _tensorflow,
+    "ONNX Runtime": _onnx_runtime,
     "compiler": _compiler,
     "HPS": _parameter_server,
     "Triton": _triton,

@@ -33,6 +33,9 @@ def well(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=64 * GIB))
     monkeypatch.setitem(doctor.CHECKS, "HPS", lambda suite: doctor._ok("HPS", "compiled"))
     monkeypatch.setitem(doctor.CHECKS, "TensorFlow", lambda suite: doctor._ok("TensorFlow", "2"))
+    monkeypatch.setitem(
+        doctor.CHECKS, "ONNX Runtime", lambda suite: doctor._ok("ONNX Runtime", "1")
+    )
     return monkeypatch
 
 
@@ -214,3 +217,24 @@ def test_lines_are_aligned_and_say_what_to_do() -> None:
 def test_a_finding_that_is_not_ok_must_say_what_to_do() -> None:
     with pytest.raises(ValueError, match="GPU"):
         Check(name="GPU", status=Status.FAILED, finding="broken")
+
+
+def test_onnx_runtime_is_asked_in_a_process_of_its_own(
+    laptop: Suite, well: pytest.MonkeyPatch
+) -> None:
+    check = doctor._onnx_runtime(laptop)
+    assert check.status is Status.OK
+    assert check.finding.endswith(" on CPU")
+
+
+def test_an_onnx_runtime_without_cuda_on_a_gpu_machine_is_a_warning(
+    laptop: Suite, well: pytest.MonkeyPatch
+) -> None:
+    well.setattr(doctor, "find_gpus", lambda: ("a GPU",))
+    answer = {"version": "1.32.0", "providers": ["CPUExecutionProvider"]}
+    well.setattr(doctor, "_ask_python", lambda code: ("", answer))
+    check = doctor._onnx_runtime(laptop)
+    assert check.status is Status.WARNING
+    assert "1.32.0 cannot use this machine's GPUs" in check.finding
+    well.setattr(doctor, "_ask_python", lambda code: ("No module named 'onnxruntime'", {}))
+    assert doctor._onnx_runtime(laptop).status is Status.FAILED

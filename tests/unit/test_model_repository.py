@@ -16,8 +16,11 @@ from hpsbench.models.build import Build, ps_configuration
 from hpsbench.models.repository import EnsembleStep, ModelRepository, TensorSpec
 from hpsbench.models.variants import (
     OUTPUT_SPECS,
+    default_variants,
     feature_specs,
     feature_warm_up,
+    hps_onnx_fp16,
+    native_tf_hybrid,
     registered_variants,
     select_variants,
 )
@@ -78,6 +81,23 @@ def test_an_unknown_variant_names_the_nearest() -> None:
 
 def test_variants_keep_the_order_of_the_tables_whatever_order_they_are_asked_in() -> None:
     assert [v.name for v in select_variants(["hps_tf", "native_tf"])] == ["native_tf", "hps_tf"]
+
+
+def test_what_cannot_differ_without_a_gpu_is_left_out_with_the_reason(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for variant in (hps_onnx_fp16, native_tf_hybrid):
+        monkeypatch.setattr(variant, "find_gpus", lambda: ())
+    measured, reasons = default_variants()
+    assert reasons["native_tf_hybrid"] == "without a GPU it is native_tf"
+    assert "casts float16 to float32" in reasons["hps_onnx_fp16"]
+    names = {variant.name for variant in measured}
+    assert {"native_tf", "hps_tf", "hps_ensemble", "hps_onnx_fp32"} <= names
+    assert names | set(reasons) == set(registered_variants())
+    assert not names & set(reasons)
+    for variant in (hps_onnx_fp16, native_tf_hybrid):
+        monkeypatch.setattr(variant, "find_gpus", lambda: ("a GPU",))
+    assert not default_variants()[1]
 
 
 def test_the_parameter_server_is_configured_for_the_suite(tmp_path: Path) -> None:

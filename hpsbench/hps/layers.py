@@ -234,7 +234,7 @@ def _weighted(rows: Any, weights: Any, segment_ids: Any, combiner: str) -> Any:
 def _integers(ids: Any) -> Any:
     ids = tf.convert_to_tensor(ids)
     if ids.dtype in (tf.int32, tf.int64):
-        return ids
+        return _unfolded(ids)
     problem = f"ids are {ids.dtype.name}"
     hint = "pass int32 or int64 ids: keys beyond 2^24 would be lost in floats"
     if ids.dtype.is_floating and not tf.executing_eagerly():
@@ -244,6 +244,28 @@ def _integers(ids: Any) -> Any:
         with tf.control_dependencies([refuse]):
             return tf.cast(ids, tf.int64)
     raise HpsError(problem, hint=hint)
+
+
+def _unfolded(ids: Any) -> Any:
+    """Keep TensorFlow from looking constant ids up once and for all: rows can be updated."""
+    if tf.executing_eagerly() or not isinstance(ids, tf.Tensor):
+        return ids
+    waiting = [ids.op]
+    seen = set()
+    while waiting:
+        op = waiting.pop()
+        if op.name in seen:
+            continue
+        seen.add(op.name)
+        if not op.inputs and op.type != "Const":
+            return ids
+        waiting.extend(tensor.op for tensor in op.inputs)
+    # TensorFlow folds whatever depends on constants alone, but no random number, here of [0, 1).
+    zero, one = tf.zeros((), ids.dtype), tf.ones((), ids.dtype)
+    nothing = tf.raw_ops.RandomUniformInt(
+        shape=tf.zeros((0,), tf.int32), minval=zero, maxval=one, seed=1, seed2=1
+    )
+    return ids + nothing
 
 
 def _whole(name: str, value: Any, low: int) -> int:

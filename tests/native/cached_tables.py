@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from hpsbench.hps import gpu_caches
-from hpsbench.hps.native import gpu
+from hpsbench.hps.native import gpu, tiers
 from hpsbench.hps.native.bindings import NativeModel, TableSpec
 
 INT64 = np.iinfo(np.int64)
@@ -23,7 +23,6 @@ class CachedTable:
         self.rows = np.random.default_rng(dim).random((len(self.keys), dim), dtype=np.float32)
         self.default = default
         self.last = {int(key): i for i, key in enumerate(self.keys)}
-        self.rows_path = folder / "rows"
         self.keys.tofile(folder / "key")
         self.rows.tofile(folder / "rows")
         self.model = NativeModel([
@@ -40,11 +39,12 @@ class CachedTable:
 
     def write(self, keys, rows) -> None:
         """Change rows on the host, of keys that are there."""
-        places = [self.last[int(key)] for key in keys]
-        self.rows[places] = rows
-        on_disk = np.memmap(self.rows_path, np.float32, "r+", shape=self.rows.shape)
-        on_disk[places] = rows
-        on_disk.flush()
+        self.rows[[self.last[int(key)] for key in keys]] = rows
+        self.write_any(keys, rows)
+
+    def write_any(self, keys, rows) -> None:
+        """Change rows on the host, or add them, and say nothing to the GPU."""
+        tiers.update(self.model, 0, np.asarray(keys, np.int64), np.ascontiguousarray(rows))
 
     def update(self, keys, rows) -> None:
         gpu_caches.update(self.model, [0], 0, np.asarray(keys, np.int64), rows)

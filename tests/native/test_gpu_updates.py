@@ -56,25 +56,26 @@ def test_of_a_key_that_comes_twice_the_last_row_counts(tmp_path, cache):
     np.testing.assert_array_equal(table.ask([5, 6]), rows[[2, 1]])
 
 
-@pytest.mark.parametrize("kind", ["dynamic 1.0", "static", "uvm"])
-def test_a_table_that_holds_all_rows_takes_in_new_keys(tmp_path, keys, kind):
-    table = CachedTable(tmp_path, keys, **CACHES[kind])
+def test_keys_that_are_new_are_answered_with_their_rows(tmp_path, keys, cache):
+    table = CachedTable(tmp_path, keys, **cache)
     rng = np.random.default_rng(1)
     new = np.setdiff1d(rng.integers(-(2**62), 2**62, 6000), keys)
     rng.shuffle(new)
     rows = rng.random((len(new), 8), dtype=np.float32)
     table.check(new)
     for part in (slice(0, 1), slice(1, 1500), slice(1500, 1501), slice(1501, len(new))):
+        table.write_any(new[part], rows[part])
         both = np.concatenate([new[part], keys[:3]])
         table.update(both, np.concatenate([rows[part], table.rows[:3]]))
         np.testing.assert_array_equal(table.ask(new[: part.stop]), rows[: part.stop])
         table.check(new[part.stop :])
         table.check(rng.choice(keys, 700))
-    assert table.facts.inserted == len(new)
-    # And replaces their rows, too.
+    assert not table.facts.resident or table.facts.inserted == len(new)
+    # And their rows are replaced, too.
+    table.write_any(new[:10], rows[10:20])
     table.update(new[:10], rows[10:20])
     np.testing.assert_array_equal(table.ask(new[:20]), rows[[*range(10, 20)] * 2])
-    assert table.facts.inserted == len(new)
+    assert not table.facts.resident or table.facts.inserted == len(new)
 
 
 def test_a_refresh_brings_what_the_host_has_now(tmp_path, cache, keys):
@@ -114,11 +115,7 @@ def test_a_refresh_goes_on_with_rows_that_were_added(tmp_path):
 @pytest.mark.parametrize("threshold", [0.0, ALWAYS_FETCH], ids=["background", "at once"])
 @pytest.mark.parametrize("kind", ["dynamic 0.1", "dynamic 1.0", "uvm"])
 def test_updates_and_refreshes_under_lookups(tmp_path, kind, threshold):
-    """Every row is one number, which only grows: answers are whole, and not older than asked.
-
-    (The host's rows are a file that NumPy writes to; a lookup that reads them meanwhile may see a
-    row half written.)
-    """
+    """Every row is one number, which only grows: answers are whole, and not older than asked."""
     size, dim = 3000, 64
     options = {"hit_rate_threshold": threshold, "preload": False, **CACHES[kind]}
     table = CachedTable(tmp_path, np.arange(size), dim=dim, default=-1.0, **options)
@@ -134,10 +131,10 @@ def test_updates_and_refreshes_under_lookups(tmp_path, kind, threshold):
             keys = rng.integers(0, size, int(rng.choice([5, 300, 2000])))
             before = version[keys]
             got = table.ask(keys)
-            assert kind == "dynamic 0.1" or (got == got[:, :1]).all(), "a torn row"
+            assert (got == got[:, :1]).all(), "a torn row"
             answered = got[:, 0] != -1
             assert answered.all() or threshold == 0.0
-            assert (got[answered].min(axis=1, initial=np.inf) >= before[answered]).all(), "stale"
+            assert (got[answered, 0] >= before[answered]).all(), "a stale row"
             asked += 1
         return asked
 
@@ -166,6 +163,32 @@ def test_updates_and_refreshes_under_lookups(tmp_path, kind, threshold):
         assert ((got == table.rows) | (got == -1)).all()
         assert threshold == 0.0 or (got == table.rows).all()
         gpu.settle(table.model, 0)
+
+
+def test_a_row_that_changes_on_its_way_into_the_cache_is_not_kept(tmp_path):
+    size, dim = 16_000, 512
+    options = {"share": 0.9, "preload": False, "max_keys": size}
+    table = CachedTable(tmp_path, np.arange(size), dim=dim, **options)
+    stop = threading.Event()
+
+    def change_rows():
+        rng = np.random.default_rng(1)
+        number = 0
+        while not stop.is_set():
+            keys = rng.choice(size, 300, replace=False)
+            rows = np.full((300, dim), number, np.float32)
+            table.write(keys, rows)
+            table.update(keys, rows)
+            number += 1
+        return number
+
+    with ThreadPoolExecutor(1) as pool:
+        changes = pool.submit(change_rows)
+        for seed in range(3):
+            table.ask(np.random.default_rng(seed).permutation(size))
+        stop.set()
+        assert changes.result() > 0
+    table.check(np.arange(size))
 
 
 class CacheMachine(RuleBasedStateMachine):
@@ -216,10 +239,9 @@ class CacheMachine(RuleBasedStateMachine):
 
     @rule(keys=st.lists(st.integers(100, 119), min_size=1, max_size=5), value=st.integers(0, 99))
     def add(self, keys, value):
-        if not self.table.facts.resident:
-            return  # the host would answer, and its table is what was loaded
         keys = self.spread_out(keys)
         rows = np.full((len(keys), self.dim), value, np.float32)
+        self.table.write_any(keys, rows)
         self.table.update(keys, rows)
         self.model.update({int(k): row for k, row in zip(keys, rows, strict=True)})
 

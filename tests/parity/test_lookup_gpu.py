@@ -10,6 +10,8 @@ import tensorflow as tf
 import hpsbench.hps as hps
 from hpsbench.errors import HpsError
 from hpsbench.hps import session
+from hpsbench.hps.gpu_lookup import GpuLookup
+from hpsbench.hps.lookup import open_model
 
 pytestmark = pytest.mark.gpu
 
@@ -78,6 +80,59 @@ def test_several_tables_in_one_operation(tables):
         rows = layer([tf.constant(i) for i in ids])
     for table, asked, got in zip((0, 1, 0), ids, rows, strict=True):
         np.testing.assert_array_equal(got.numpy(), tables[table].answer(asked))
+
+
+def test_half_rows_are_those_of_embedding_lookup_cast(tables):
+    rng = np.random.default_rng(6)
+    multi = hps.MultiLookupLayer("m", [1, 0], [16, 128], tf.float16)
+    with tf.device("/GPU:0"):
+        for shape in ((7,), (33, 26), (0, 3), (2048, 26)):
+            ids = [rng.integers(-5, 1005, shape), rng.choice(tables[0].keys, shape)]
+            both = multi([tf.constant(i) for i in ids])
+            for t, asked, rows in zip((1, 0), ids, both, strict=True):
+                dim = tables[t].rows.shape[1]
+                one = hps.LookupLayer("m", t, dim, tf.float16)(tf.constant(asked))
+                expected = tf.cast(tables[t].answer(asked), tf.float16)
+                assert one.dtype == rows.dtype == tf.float16
+                np.testing.assert_array_equal(rows.numpy(), expected.numpy())
+                np.testing.assert_array_equal(one.numpy(), expected.numpy())
+        ids = tf.constant(rng.choice(tables[0].keys, (50, 2)))
+        clipped = hps.LookupLayer("m", 0, 128, tf.float16)(ids, max_norm=2.0)
+        whole = hps.LookupLayer("m", 0, 128, tf.float32)(ids, max_norm=2.0)
+        np.testing.assert_array_equal(clipped.numpy(), tf.cast(whole, tf.float16).numpy())
+
+
+def test_updates_reach_the_gpu(tables):
+    ids = tf.constant(np.append(tables[0].keys[:300], [10**9, 10**9 + 1]))
+    first = layers(tables)[0]
+    with tf.device("/GPU:0"):
+        first(ids)
+        changed = np.append(tables[0].keys[100:400], 10**9)
+        rows = np.random.default_rng(8).random((301, 128), dtype=np.float32)
+        hps.update("m", 0, changed, rows)
+        expected = tables[0].answer(ids.numpy())
+        expected[100:300] = rows[:200]
+        expected[300] = rows[300]
+        np.testing.assert_array_equal(first(ids).numpy(), expected)
+        hps.refresh("m")
+        np.testing.assert_array_equal(first(ids).numpy(), expected)
+
+
+def test_rows_of_a_lookup_in_python_become_tensors(tmp_path):
+    table = lookup_models.seeded_table(KEYS, 128, default=1.5)
+    path = lookup_models.write_model(tmp_path, [table], gpucacheper=1.0)
+    lookup = GpuLookup(open_model(path, "m", gpus=True))
+    rng = np.random.default_rng(9)
+    for _ in range(20):
+        keys = rng.choice(KEYS, 500)
+        with tf.device("/GPU:0"):
+            on_gpu = tf.constant(keys)
+        for asked in (keys, on_gpu):
+            rows = lookup.lookup_flat(asked, [500]).reshape(500, 128)
+            tensor = tf.experimental.dlpack.from_dlpack(rows.__dlpack__())
+            del rows
+            assert "GPU" in tensor.device
+            np.testing.assert_array_equal((tensor + 0).numpy(), table.answer(keys))
 
 
 def test_a_function_asked_from_many_threads(tables):

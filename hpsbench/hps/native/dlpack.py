@@ -64,7 +64,10 @@ def on_gpu(array: Any, device: int, stream: int, *, what: str) -> Iterator[Devic
             f"{what} is on DLPack device {(int(where[0]), int(where[1]))}, not on GPU {device}",
             hint=f"pass a NumPy array, or one in the memory of GPU {device}",
         )
-    capsule = array.__dlpack__(stream=stream)
+    try:
+        capsule = array.__dlpack__(stream=stream)
+    except (TypeError, RuntimeError):  # TensorFlow takes no stream, and waits for the values itself
+        capsule = array.__dlpack__()
     pointer_of = ctypes.pythonapi.PyCapsule_GetPointer
     pointer_of.restype = ctypes.c_void_p
     pointer_of.argtypes = (ctypes.py_object, ctypes.c_char_p)

@@ -163,6 +163,7 @@ def library() -> Any:
         ),
         "hps_gpu_array_use": (pointer, pointer, error),
         "hps_gpu_array_read": (pointer, ctypes.c_uint64, ctypes.c_uint64, pointer, error),
+        "hps_gpu_bus_bandwidth": (int32, ctypes.c_uint64, ctypes.POINTER(ctypes.c_double), error),
         "hps_gpu_settle": (pointer, int32, error),
         "hps_gpu_update": (pointer, int32, int32, pointer, pointer, ctypes.c_uint64, error),
         "hps_gpu_refresh": (pointer, int32, int32, ctypes.c_double, error),
@@ -202,6 +203,13 @@ def count() -> int:
     """Return how many GPUs this process sees, and numbers from 0."""
     loaded = library()
     return 0 if loaded is None else int(loaded.hps_gpu_count())
+
+
+def bus_bandwidth(device: int, num_bytes: int) -> float:
+    """Return the bandwidth of a copy from page-locked host memory, in bytes per second."""
+    found = ctypes.c_double()
+    call("hps_gpu_bus_bandwidth", device, num_bytes, ctypes.byref(found))
+    return found.value
 
 
 def attach(

@@ -17,6 +17,7 @@ using hps::gpu::find_cache;
 using hps::gpu::guarded;
 
 constexpr uint64_t kMaxKeys = 1 << 30;
+constexpr int kBusTrials = 5;
 
 hps_status lookup(hps_gpu_cache* cache, const hps_gpu_part* parts, int32_t num_parts,
                   int32_t key_bytes, hps_row_type row_type, void* stream, hps_error* error) {
@@ -105,6 +106,26 @@ int32_t hps_gpu_count(void) {
     return 0;
   }
   return count;
+}
+
+hps_status hps_gpu_bus_bandwidth(int32_t device, uint64_t num_bytes, double* bytes_per_second,
+                                 hps_error* error) {
+  return guarded(error, [&] {
+    const DeviceScope scope(device);
+    const hps::gpu::HostBuffer<char> from(num_bytes);
+    const hps::gpu::DeviceBuffer<char> to(num_bytes);
+    const hps::gpu::Stream stream;
+    double best = 0;
+    for (int i = 0; i < kBusTrials; ++i) {
+      hps::gpu::Span span(stream.get());
+      check(cudaMemcpyAsync(to.get(), from.get(), num_bytes, cudaMemcpyHostToDevice, stream.get()),
+            "copy to the GPU");
+      span.end(stream.get());
+      stream.wait();
+      best = std::max(best, 1e9 * static_cast<double>(num_bytes) / span.ns());
+    }
+    *bytes_per_second = best;
+  });
 }
 
 hps_status hps_gpu_attach(hps_model* model, const hps_gpu_options* options,

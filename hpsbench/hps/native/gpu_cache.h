@@ -70,6 +70,11 @@ typedef struct {
 // How many GPUs this process sees; 0 without a driver that fits.
 int32_t hps_gpu_count(void);
 
+// How fast rows could come from host memory: the bandwidth of a copy of `num_bytes` from page-locked
+// memory, in bytes per second.
+hps_status hps_gpu_bus_bandwidth(int32_t device, uint64_t num_bytes, double* bytes_per_second,
+                                 hps_error* error);
+
 // Makes a cache of all tables of `model` on one GPU and attaches it to the model, which owns it.
 // `tables` has one entry per table. Fails where GPU memory does not suffice, saying how much is
 // needed, and where the model has a cache on that GPU.

@@ -28,7 +28,8 @@ absl::Status embedding_shape(InferenceContext* c, int input, int64_t emb_vec_siz
 }
 
 // Not stateful, although the rows come from outside the graph: TensorFlow runs stateful operations
-// of a function one after another, and a model's tables do not change while the process lives.
+// of a function one after another. Lookups of constant ids would be made once and kept, though rows
+// can be updated: the layers see to that.
 REGISTER_OP("HpsLookup")
     .Input("ids: Tkeys")
     .Output("embeddings: Trows")

@@ -9,15 +9,13 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from hpsbench import baselines, checkpoint, gate, runs
-from hpsbench.checkpoint import Checkpoint, InterruptedSession
-from hpsbench.config import Suite, environment
+from hpsbench import baselines, gate, runs
+from hpsbench.config import environment
 from hpsbench.errors import BenchError
 from hpsbench.load_curve import LoadCurve
 from hpsbench.machine import find_gpus, this_machine
@@ -27,7 +25,20 @@ from hpsbench.options import BenchOptions, add_options, resolve_options
 from hpsbench.report import files, html, markdown, terminal
 from hpsbench.report.contents import earlier_runs, gather
 from hpsbench.report.junit import verdict_properties
-from hpsbench.session import Plan, Progress, phases_of
+from hpsbench.session_fixtures import (  # noqa: F401  (pytest finds fixtures in a plugin's names)
+    announce,
+    open_checkpoint,
+    progress,
+    say_what_is_kept,
+)
+from hpsbench.session_state import (
+    CLOCK_KEY,
+    OPTIONS_KEY,
+    STATE_KEY,
+    SUITE_KEY,
+    VERDICT_KEY,
+    State,
+)
 from hpsbench.verdict import Verdict
 
 MARKERS = (
@@ -35,33 +46,6 @@ MARKERS = (
     "server: starts a real Triton server",
     "left_out(reason): a benchmark that this machine cannot hold; skipped, and named",
 )
-
-
-@dataclass(kw_only=True)
-class _State:
-    """What one pytest session gathers; `gate` is None where no gated test was collected."""
-
-    gate: gate.SessionGate | None = None
-    narrowed: bool = False
-    without_gpu: int = 0
-    failed: set[str] = field(default_factory=set)
-    failed_by_gate: set[str] = field(default_factory=set)
-    failed_otherwise: bool = False
-    progress_shown: bool = False
-    run: runs.Run | None = None
-    run_path: Path | None = None
-    report_path: Path | None = None
-    problem: BenchError | None = None
-    checkpoint: Checkpoint | None = None
-    num_parts: int = 0
-    left_out: dict[str, list[str]] = field(default_factory=dict)
-
-
-SUITE_KEY = pytest.StashKey[Suite]()
-OPTIONS_KEY = pytest.StashKey[BenchOptions]()
-_STATE_KEY = pytest.StashKey[_State]()
-_CLOCK_KEY = pytest.StashKey[gate.RecordedClock]()
-_VERDICT_KEY = pytest.StashKey[Verdict]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -78,7 +62,7 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError(str(error)) from error
     config.stash[OPTIONS_KEY] = options
     config.stash[SUITE_KEY] = options.suite
-    config.stash[_STATE_KEY] = _State()
+    config.stash[STATE_KEY] = State()
     # Ours is the one table, unless theirs is asked for. pytest-benchmark reads this after us.
     if not _wants_benchmark_table(config):
         config.option.benchmark_quiet = True
@@ -94,7 +78,7 @@ def pytest_report_header(config: pytest.Config) -> str:
 def pytest_collection_modifyitems(
     config: pytest.Config, items: list[pytest.Item]
 ) -> Generator[None, None, None]:
-    state = config.stash[_STATE_KEY]
+    state = config.stash[STATE_KEY]
     if not find_gpus():
         no_gpu = [item for item in items if item.get_closest_marker("gpu")]
         state.without_gpu = len(no_gpu)
@@ -103,7 +87,7 @@ def pytest_collection_modifyitems(
             config.hook.pytest_deselected(items=no_gpu)
     for item in filter(_is_gated, items):
         marker = item.get_closest_marker("benchmark")
-        clock = item.stash[_CLOCK_KEY] = gate.RecordedClock()
+        clock = item.stash[CLOCK_KEY] = gate.RecordedClock()
         options = {**(marker.kwargs if marker else {}), "timer": clock.seconds}
         item.add_marker(pytest.mark.benchmark(**options), append=False)
     yield
@@ -118,7 +102,7 @@ def pytest_collection_modifyitems(
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: object) -> None:
     output = getattr(node, "workeroutput", {})
-    node.config.stash[_STATE_KEY].without_gpu = output.get("hpsbench_without_gpu", 0)  # type: ignore[attr-defined]
+    node.config.stash[STATE_KEY].without_gpu = output.get("hpsbench_without_gpu", 0)  # type: ignore[attr-defined]
     if output.get("hpsbench_gated"):
         raise pytest.UsageError(
             "benchmarks cannot be measured beside each other, and pytest-xdist is active\n"
@@ -129,7 +113,7 @@ def pytest_testnodedown(node: object) -> None:
 def pytest_deselected(items: list[pytest.Item]) -> None:
     for item in items:
         if _is_gated(item) and not item.get_closest_marker("gpu"):
-            item.config.stash[_STATE_KEY].narrowed = True
+            item.config.stash[STATE_KEY].narrowed = True
 
 
 def pytest_report_collectionfinish(
@@ -153,7 +137,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         raise pytest.UsageError(str(error)) from error
     commit = runs.commit_of(config.rootpath)
     run = runs.new_run(options.suite, machine, commit=commit)
-    config.stash[_STATE_KEY].gate = gate.SessionGate(options.suite, stored, run)
+    config.stash[STATE_KEY].gate = gate.SessionGate(options.suite, stored, run)
 
 
 @pytest.fixture(name="gate")
@@ -165,20 +149,20 @@ def _gate(
     Call it once in a test. The test fails after its body if the verdict is REGRESSED or INVALID.
     """
     item: pytest.Item = request.node
-    session_gate = request.config.stash[_STATE_KEY].gate
+    session_gate = request.config.stash[STATE_KEY].gate
     assert session_gate is not None, "collected with `gate`, so there is one"
 
     def judge(measurement: Measurement) -> Verdict:
-        if _VERDICT_KEY in item.stash:
+        if VERDICT_KEY in item.stash:
             raise RuntimeError("gate() was called twice in one test; parametrize the test instead")
-        verdict = item.stash[_VERDICT_KEY] = session_gate.judge(item.nodeid, measurement)
+        verdict = item.stash[VERDICT_KEY] = session_gate.judge(item.nodeid, measurement)
         item.user_properties.extend(verdict_properties(verdict))
-        gate.replay(benchmark, item.stash[_CLOCK_KEY], measurement, verdict)
+        gate.replay(benchmark, item.stash[CLOCK_KEY], measurement, verdict)
         return verdict
 
     yield judge
-    if _VERDICT_KEY not in item.stash:
-        gate.replay_nothing(benchmark, item.stash[_CLOCK_KEY])
+    if VERDICT_KEY not in item.stash:
+        gate.replay_nothing(benchmark, item.stash[CLOCK_KEY])
 
 
 @pytest.fixture
@@ -187,7 +171,7 @@ def record_load(request: pytest.FixtureRequest) -> Callable[[str, str, int, Load
 
     The test fails where a rate was not measured as asked, unless the server was saturated.
     """
-    session_gate = request.config.stash[_STATE_KEY].gate
+    session_gate = request.config.stash[STATE_KEY].gate
     assert session_gate is not None, "collected with `record_load`, so there is one"
 
     def record(benchmark: str, variant: str, batch_size: int, curve: LoadCurve) -> None:
@@ -206,106 +190,23 @@ def record_load(request: pytest.FixtureRequest) -> Callable[[str, str, int, Load
     return record
 
 
-@pytest.fixture(scope="session")
-def progress(request: pytest.FixtureRequest) -> Callable[[Progress], None]:
-    """Show a `Progress` on the terminal while tests run, past pytest's capture."""
-    config = request.config
-    reporter = config.pluginmanager.get_plugin("terminalreporter")
-    if reporter is None:
-        return lambda _: None
-    capture: Any = config.pluginmanager.get_plugin("capturemanager")
-    state = config.stash[_STATE_KEY]
-
-    def rewrite(text: str) -> None:
-        reporter.rewrite(text, erase=True)
-        state.progress_shown = True
-
-    line = terminal.ProgressLine(reporter.write_line, rewrite if reporter.isatty else None)
-
-    def show(progress: Progress) -> None:
-        with capture.global_and_fixture_disabled():
-            reporter.ensure_newline()
-            line(progress)
-            reporter.flush()
-
-    return show
-
-
-@pytest.fixture(scope="session")
-def announce(request: pytest.FixtureRequest) -> Callable[[str], None]:
-    """Write a line on the terminal while tests run, past pytest's capture."""
-    config = request.config
-    reporter: Any = config.pluginmanager.get_plugin("terminalreporter")
-    capture: Any = config.pluginmanager.get_plugin("capturemanager")
-
-    def write(text: str) -> None:
-        with capture.global_and_fixture_disabled():
-            reporter.ensure_newline()
-            reporter.write_line(text)
-
-    return write if reporter is not None else lambda _: None
-
-
-@pytest.fixture(scope="session")
-def open_checkpoint(
-    pytestconfig: pytest.Config, announce: Callable[[str], None]
-) -> Callable[[Plan], Checkpoint]:
-    """Return the checkpoint of a plan's session: of the interrupted one with --resume, else new."""
-    state, options = pytestconfig.stash[_STATE_KEY], pytestconfig.stash[OPTIONS_KEY]
-    session_gate = state.gate
-    assert session_gate is not None, "only a gated session measures"
-
-    def opened(plan: Plan) -> Checkpoint:
-        folder, run = options.interrupted_dir, session_gate.run
-        sources = Path(checkpoint.__file__).parent
-        identity = checkpoint.identity_of(options.suite, plan, run.machine, sources=sources)
-        state.num_parts = options.suite.load.launches * len(phases_of(plan))
-        if options.resume:
-            try:
-                state.checkpoint = checkpoint.resumable(folder, identity)
-            except BenchError as error:
-                pytest.exit(str(error), returncode=gate.EXIT_USAGE)
-            session_gate.resumed(state.checkpoint.session.recorded_at)
-            announce(
-                f"going on with the session of {state.checkpoint.session.recorded_at}: "
-                f"{state.checkpoint.num_kept} of {state.num_parts} parts are measured"
-            )
-            return state.checkpoint
-        alike = checkpoint.like(checkpoint.interrupted(folder), identity)
-        if alike is not None:
-            announce(
-                f"the session of {alike.session.recorded_at} was interrupted with "
-                f"{alike.num_kept} of {state.num_parts} parts measured: --resume goes on with it"
-            )
-        session = InterruptedSession(
-            run_id=run.run_id,
-            recorded_at=run.recorded_at,
-            identity=identity,
-            num_parts=state.num_parts,
-        )
-        state.checkpoint = Checkpoint(folder, session)
-        return state.checkpoint
-
-    return opened
-
-
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
     marker = item.get_closest_marker("left_out")
     if marker is not None:
         (reason,) = marker.args
-        item.config.stash[_STATE_KEY].left_out.setdefault(reason, []).append(item.name)
+        item.config.stash[STATE_KEY].left_out.setdefault(reason, []).append(item.name)
         pytest.skip(f"left out: {reason}")
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
     yield
-    verdict = item.stash.get(_VERDICT_KEY, None)
+    verdict = item.stash.get(VERDICT_KEY, None)
     if verdict is None and _is_gated(item):
         pytest.fail("the test has the gate fixture, and measured nothing with it", pytrace=False)
     if verdict is not None and verdict.outcome in gate.FAILING:
-        item.config.stash[_STATE_KEY].failed_by_gate.add(item.nodeid)
+        item.config.stash[STATE_KEY].failed_by_gate.add(item.nodeid)
         text = f"{verdict.outcome.value} {verdict.text}\n{verdict.hint}"
         pytest.fail(text, pytrace=False)
 
@@ -315,7 +216,7 @@ def pytest_runtest_makereport(
     item: pytest.Item,
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
-    state = item.config.stash[_STATE_KEY]
+    state = item.config.stash[STATE_KEY]
     if state.progress_shown:
         state.progress_shown = False
         _erase_progress(item.config)
@@ -329,7 +230,7 @@ def pytest_runtest_makereport(
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
     config = session.config
-    state, options = config.stash[_STATE_KEY], config.stash[OPTIONS_KEY]
+    state, options = config.stash[STATE_KEY], config.stash[OPTIONS_KEY]
     judged = (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)
     if state.gate is None or session.exitstatus not in judged:
         return
@@ -360,7 +261,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:
-    state, suite = config.stash[_STATE_KEY], config.stash[SUITE_KEY]
+    state, suite = config.stash[STATE_KEY], config.stash[SUITE_KEY]
     if state.without_gpu:
         terminalreporter.write_line(
             f"hpsbench: {state.without_gpu} tests marked gpu were deselected: no GPU here",
@@ -370,7 +271,7 @@ def pytest_terminal_summary(
         told = f"hpsbench: left out, for {reason}: {', '.join(names)}"
         terminalreporter.write_line(told, yellow=True)
     if state.run is None:
-        _say_what_is_kept(terminalreporter, state)
+        say_what_is_kept(terminalreporter, state)
         return
     width = shutil.get_terminal_size().columns
     terminalreporter.section(f"hpsbench {suite.preset} on {state.run.machine.cls}")
@@ -392,17 +293,7 @@ def pytest_terminal_summary(
         terminalreporter.write_line(f"error: {state.problem}", red=True)
 
 
-def _say_what_is_kept(reporter: pytest.TerminalReporter, state: _State) -> None:
-    kept = 0 if state.checkpoint is None else state.checkpoint.num_kept
-    if kept:
-        reporter.write_line(
-            f"hpsbench: {kept} of {state.num_parts} parts are measured and kept; the same command "
-            "with --resume goes on with them",
-            yellow=True,
-        )
-
-
-def _write_reports(state: _State, options: BenchOptions, run: runs.Run) -> None:
+def _write_reports(state: State, options: BenchOptions, run: runs.Run) -> None:
     earlier = earlier_runs(options.runs_dir, run)
     contents = gather(
         run,
@@ -420,7 +311,7 @@ def _write_reports(state: _State, options: BenchOptions, run: runs.Run) -> None:
 
 def _selection(session: pytest.Session) -> gate.Selection:
     config = session.config
-    state, options = config.stash[_STATE_KEY], config.stash[OPTIONS_KEY]
+    state, options = config.stash[STATE_KEY], config.stash[OPTIONS_KEY]
     given = config.option
     narrowing = ("keyword", "lf", "stepwise", "ignore", "ignore_glob", "benchmark_skip")
     batch_sizes_given = any(o.strip().startswith("load.batch_sizes") for o in options.overrides)

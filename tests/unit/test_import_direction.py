@@ -43,6 +43,7 @@ ROOMS = (
     ("gate",),
     ("doctor", "options"),
     ("compare", "load_command", "profile", "selftest"),
+    ("session_state", "session_fixtures"),
     ("plugin", "cli"),
 )
 POSITION = {name: index for index, room in enumerate(ROOMS) for name in room}

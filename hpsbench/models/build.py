@@ -68,6 +68,21 @@ class Build:
         return compiled_by_xla(model) if self.suite.servers.xla else model
 
     @cached_property
+    def native_savedmodel(self) -> Path:
+        """DLRM with its rows as a variable in host memory, saved with each variable's device.
+
+        Whoever loads it decides whether variables go there, or all to the device that computes.
+        """
+        from hpsbench.models.keras_dlrm import NativeEmbedding, dlrm_model
+        from hpsbench.models.savedmodel import export_savedmodel
+
+        path = self.folder / "native.savedmodel"
+        lookup = NativeEmbedding(self.table.rows, name="embedding")
+        model = dlrm_model(lookup, self.dense, self.suite.dlrm.num_slots)
+        export_savedmodel(model, path, keep_devices=True)
+        return path
+
+    @cached_property
     def dense_onnx(self) -> onnx.ModelProto:
         """The dense part as an ONNX model in float32, of lengths that tensor cores like."""
         from hpsbench.models.keras_dlrm import dense_model

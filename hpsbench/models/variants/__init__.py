@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import os
 import pkgutil
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -101,12 +104,17 @@ def add_savedmodel_server(
     *,
     warm_up: Mapping[str, tuple[int, ...]],
     module: str | None = None,
+    keep_devices: bool = False,
 ) -> None:
-    """Add the Triton model that serves `model`'s SavedModel, importing `module` first if given."""
+    """Add the Triton model that serves `model`'s SavedModel, importing `module` first if given.
+
+    With `keep_devices`, variables are loaded on the devices that they were saved with.
+    """
     servers = build.suite.servers
     parameters = {
         "tensor_float_32": str(servers.tensor_float_32).lower(),
         "xla": str(servers.xla).lower(),
+        "keep_devices": str(keep_devices).lower(),
     }
     if module is not None:
         parameters["import"] = module
@@ -116,6 +124,11 @@ def add_savedmodel_server(
     build.repository.add_python_model(
         model, "tensorflow_model", inputs, OUTPUT_SPECS, parameters, warm_up
     )
+
+
+def link_savedmodel(saved: Path, version_folder: Path) -> None:
+    """Give a model the SavedModel `saved`, without a copy of its variables."""
+    shutil.copytree(saved, version_folder / "model.savedmodel", copy_function=os.link)
 
 
 def add_onnx_server(

@@ -8,16 +8,12 @@ from hpsbench.models.variants import (
     add_savedmodel_server,
     feature_specs,
     feature_warm_up,
+    link_savedmodel,
 )
 
 
 def export(build: Build) -> None:
-    from hpsbench.models.keras_dlrm import NativeEmbedding, dlrm_model
-    from hpsbench.models.savedmodel import export_savedmodel
-
-    lookup = NativeEmbedding(build.table.rows, name="embedding")
-    model = dlrm_model(lookup, build.dense, build.suite.dlrm.num_slots)
-    export_savedmodel(model, build.repository.version_folder("native_tf") / "model.savedmodel")
+    link_savedmodel(build.native_savedmodel, build.repository.version_folder("native_tf"))
     add_savedmodel_server(
         build,
         "native_tf",

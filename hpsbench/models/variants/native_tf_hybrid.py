@@ -9,23 +9,21 @@ from hpsbench.models.variants import (
     add_savedmodel_server,
     feature_specs,
     feature_warm_up,
+    link_savedmodel,
 )
 
 NAME = "native_tf_hybrid"
 
 
 def export(build: Build) -> None:
-    """Write the SavedModel with each variable's device in it: the rows' is the CPU."""
-    from hpsbench.models.keras_dlrm import NativeEmbedding, dlrm_model
-    from hpsbench.models.savedmodel import export_savedmodel
-
-    lookup = NativeEmbedding(build.table.rows, name="embedding")
-    model = dlrm_model(lookup, build.dense, build.suite.dlrm.num_slots)
-    export_savedmodel(
-        model, build.repository.version_folder(NAME) / "model.savedmodel", keep_devices=True
-    )
+    """Serve the native SavedModel with each variable on its device: the rows' is the CPU."""
+    link_savedmodel(build.native_savedmodel, build.repository.version_folder(NAME))
     add_savedmodel_server(
-        build, NAME, feature_specs(build.suite), warm_up=feature_warm_up(build.suite)
+        build,
+        NAME,
+        feature_specs(build.suite),
+        warm_up=feature_warm_up(build.suite),
+        keep_devices=True,
     )
 
 

@@ -27,7 +27,8 @@ class TritonPythonModel:
     Inputs that another model left in GPU memory are used where they are.
 
     Parameters: `import`, if any, names a module that registers the operations the model needs;
-    `tensor_float_32` and `xla`, which says how the model was exported, are `true` or `false`.
+    `keep_devices` (variables go to the devices that they were saved with), `tensor_float_32` and
+    `xla`, which says how the model was exported, are `true` or `false`.
     """
 
     def initialize(self, arguments: dict[str, str]) -> None:
@@ -47,12 +48,13 @@ class TritonPythonModel:
             parameters["tensor_float_32"] == "true"
         )
         folder = Path(arguments["model_repository"]) / arguments["model_version"]
-        # Kept: the function does not hold the variables that it reads.
-        self._loaded = tf.saved_model.load(
-            str(folder / "model.savedmodel"),
-            # Each variable on the device that was saved with it, where one was.
-            options=tf.saved_model.LoadOptions(experimental_variable_policy=_WITH_DEVICES),
+        options = tf.saved_model.LoadOptions(
+            experimental_variable_policy=_WITH_DEVICES
+            if parameters["keep_devices"] == "true"
+            else None
         )
+        # Kept: the function does not hold the variables that it reads.
+        self._loaded = tf.saved_model.load(str(folder / "model.savedmodel"), options=options)
         self._serve = self._loaded.signatures["serving_default"]
         self._metric = EngineMetric(
             arguments["model_name"], _description(parameters["xla"] == "true")

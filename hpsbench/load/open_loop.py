@@ -168,9 +168,9 @@ class _Sending:
         threads = [
             threading.Thread(target=self._work, args=(client,), daemon=True) for client in clients
         ]
-        for thread in threads:
-            thread.start()
         try:
+            for thread in threads:
+                thread.start()
             for thread in threads:
                 # An interrupt may be delivered to another thread, and then does not end a wait.
                 while thread.is_alive():
@@ -179,7 +179,8 @@ class _Sending:
             self._stop.set()
             deadline_s = time.monotonic() + _DRAIN_AFTER_INTERRUPT_S
             for thread in threads:
-                thread.join(max(0.0, deadline_s - time.monotonic()))
+                if thread.ident is not None:
+                    thread.join(max(0.0, deadline_s - time.monotonic()))
             raise
         self._ended_ns = self._clock_ns()
         if self._errors:

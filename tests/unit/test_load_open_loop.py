@@ -198,6 +198,23 @@ def test_an_interrupt_ends_the_run_and_leaves_no_thread() -> None:
     assert threading.active_count() == before
 
 
+def test_an_interrupt_while_threads_are_started_leaves_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    before = threading.active_count()
+    start = threading.Thread.start
+
+    def interrupted(thread: threading.Thread) -> None:
+        if threading.active_count() == before + 5:
+            raise KeyboardInterrupt
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        OpenLoop(arrivals_ns=constant_arrivals(100, 60)).run(Served(0.01).connect)
+    assert threading.active_count() == before
+
+
 @pytest.mark.parametrize(("connections", "warmup_ns"), [(0, 0), (1, 10**9)])
 def test_a_loop_that_asks_nothing_is_refused(connections: int, warmup_ns: int) -> None:
     with pytest.raises(ValueError, match="ask nothing"):

@@ -10,7 +10,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from hpsbench import baselines, compare, load_command, profile, published, runs, selftest
+from hpsbench import baselines, published, runs
+from hpsbench.commands import compare, profile, selftest
+from hpsbench.commands import load as load_command
 from hpsbench.errors import BaselineError, BenchError, ConfigError
 from hpsbench.gate import EXIT_PASSED, EXIT_REGRESSED, EXIT_USAGE
 from hpsbench.hps.budget import forecast
@@ -274,8 +276,8 @@ def _report(given: argparse.Namespace) -> int:
 def _doctor(given: argparse.Namespace) -> int:
     # Checking imports TensorFlow, which the other commands do without and which chatters.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    from hpsbench.commands.doctor import memory_checks, render, run_checks
     from hpsbench.config import load_suite
-    from hpsbench.doctor import memory_checks, render, run_checks
     from hpsbench.options import default_preset
 
     if given.config is not None:

@@ -11,14 +11,14 @@ import numpy as np
 
 from hpsbench import published
 from hpsbench.baselines import Baseline
-from hpsbench.comparisons import ComparedLaunch, StoredComparison
 from hpsbench.config import load_suite
-from hpsbench.duet import DuetPolicy
+from hpsbench.duets.comparisons import ComparedLaunch, StoredComparison
+from hpsbench.duets.decision import DuetPolicy
+from hpsbench.duets.resolution import Decision, SelfTest, resolutions
 from hpsbench.load_curve import PERCENTILES, Knee, LoadCurve, LoadPoint
 from hpsbench.load_results import LoadResult
 from hpsbench.measurements import LaunchMeasurement, Measurement, ServerTimes
 from hpsbench.report.contents import Contents
-from hpsbench.resolution import Decision, SelfTest, resolutions
 from hpsbench.runs import Result, Run, combined
 from hpsbench.servers.traces import STAGES
 from hpsbench.session import reference_of

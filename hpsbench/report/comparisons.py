@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from hpsbench.comparisons import ComparedLaunch, StoredComparison
+from hpsbench.duets.comparisons import ComparedLaunch, StoredComparison
+from hpsbench.duets.resolution import Rate, SelfTest
 from hpsbench.report import notation
 from hpsbench.report.elements import Element, element
 from hpsbench.report.panels import (
@@ -21,7 +22,6 @@ from hpsbench.report.panels import (
 )
 from hpsbench.report.resolution import share_name
 from hpsbench.report.tables import plain_table
-from hpsbench.resolution import Rate, SelfTest
 
 LEAD = (
     "Duets of `hpsbench compare` on this class of machine, newest first: the candidate's p10 "

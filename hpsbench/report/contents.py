@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hpsbench import baselines, comparisons, load_results, published, runs, selftests
+from hpsbench import baselines, load_results, published, runs
 from hpsbench.baselines import Baseline
-from hpsbench.comparisons import StoredComparison
+from hpsbench.duets import comparisons, selftests
+from hpsbench.duets.comparisons import StoredComparison
+from hpsbench.duets.resolution import SelfTest
 from hpsbench.errors import BaselineError
 from hpsbench.load_results import LoadResult
 from hpsbench.published import Publication
-from hpsbench.resolution import SelfTest
 from hpsbench.runs import Run
 
 #: Runs that a history reaches back; a run's file holds every latency and takes its time to read.

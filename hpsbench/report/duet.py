@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from hpsbench import stats
-from hpsbench.duet import DuetPolicy, DuetSession
+from hpsbench.duets.decision import DuetPolicy, DuetSession
 from hpsbench.verdict import Verdict
 
 _PERCENTILES = (10, 50, 99)

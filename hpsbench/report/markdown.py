@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from hpsbench import figures
-from hpsbench.comparisons import StoredComparison
+from hpsbench.duets.comparisons import StoredComparison
 from hpsbench.report import notation
 from hpsbench.report.contents import Contents
 from hpsbench.runs import Run

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from hpsbench.duet import DuetPolicy
-from hpsbench.resolution import Decision, Rate, Resolution, SelfTest
+from hpsbench.duets.decision import DuetPolicy
+from hpsbench.duets.resolution import Decision, Rate, Resolution, SelfTest
 
 
 def introduction(

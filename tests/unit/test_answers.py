@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from hpsbench.answers import AnswerDifference, answer_difference
+from hpsbench.duets.answers import AnswerDifference, answer_difference
 from hpsbench.load.client import Tensor
 
 

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hpsbench import cli, doctor
+from hpsbench import cli
+from hpsbench.commands import doctor
 from hpsbench.hps import budget
 from hpsbench.hps.configuration import (
     Configuration,

@@ -206,7 +206,7 @@ def test_the_help_documents_the_exit_codes(command: Run) -> None:
 def test_doctor_exits_1_when_a_check_failed(
     command: Run, monkeypatch: pytest.MonkeyPatch, healthy: bool, expected: int
 ) -> None:
-    doctor = importlib.import_module("hpsbench.doctor")
+    doctor = importlib.import_module("hpsbench.commands.doctor")
     asked = []
     monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "2")
     monkeypatch.setattr(

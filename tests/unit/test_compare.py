@@ -10,16 +10,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hpsbench import cli, comparisons
-from hpsbench import compare as module
-from hpsbench.answers import Answers
-from hpsbench.compare import Comparison, compare
-from hpsbench.comparisons import StoredComparison
-from hpsbench.duet import BASELINE, CANDIDATE, DuetPolicy
+from hpsbench import cli
+from hpsbench.commands import compare as module
+from hpsbench.commands.compare import Comparison, compare
+from hpsbench.duets import comparisons
+from hpsbench.duets.answers import Answers
+from hpsbench.duets.comparisons import StoredComparison
+from hpsbench.duets.decision import BASELINE, CANDIDATE, DuetPolicy
+from hpsbench.duets.pairs import Contender
 from hpsbench.errors import RequestError, ServerDied, ServerNotReady
 from hpsbench.load.inputs import Requests
 from hpsbench.load.interleaved import Participant
-from hpsbench.pairs import Contender
 from hpsbench.report.markdown import comparison_summary
 from hpsbench.revisions import BuiltModels, Revision
 from hpsbench.telemetry import Recording, Telemetry

@@ -8,9 +8,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from hpsbench import doctor
+from hpsbench.commands import doctor
+from hpsbench.commands.doctor import Check, Status, render, require_memory, run_checks
 from hpsbench.config import Suite, load_suite
-from hpsbench.doctor import Check, Status, render, require_memory, run_checks
 from hpsbench.errors import ConfigError, ServerDied
 from hpsbench.machine import Gpu, cgroup_free_bytes
 from hpsbench.servers.probe import Probe

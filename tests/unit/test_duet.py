@@ -11,7 +11,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from hpsbench.duet import (
+from hpsbench.duets.decision import (
     DuetLaunch,
     DuetPolicy,
     DuetSession,

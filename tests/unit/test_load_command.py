@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from hpsbench import cli, load_command
+from hpsbench import cli
+from hpsbench.commands import load as load_command
 from hpsbench.errors import ConfigError
 from hpsbench.load_session import LoadPlan
 

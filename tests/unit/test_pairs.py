@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from hpsbench import pairs
 from hpsbench.config import ServerConfig
-from hpsbench.duet import BASELINE, CANDIDATE
+from hpsbench.duets import pairs
+from hpsbench.duets.decision import BASELINE, CANDIDATE
+from hpsbench.duets.pairs import Contender, contender, fresh_pair, same_requests
 from hpsbench.errors import ConfigError, RequestError
 from hpsbench.load.inputs import Requests
-from hpsbench.pairs import Contender, contender, fresh_pair, same_requests
 from hpsbench.servers.cpus import even_shares, on_cpus
 from hpsbench.servers.launch import server_arguments
 from hpsbench.servers.metadata import InputMetadata, ModelMetadata

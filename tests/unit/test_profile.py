@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hpsbench import cli, profile
+from hpsbench import cli
+from hpsbench.commands import profile
 from hpsbench.errors import ConfigError
 from hpsbench.hps.configuration import Configuration, ModelConfiguration, write_configuration
 from hpsbench.hps.lookup import ModelTables

@@ -16,13 +16,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from hpsbench import cli, selftest, selftests, storage
-from hpsbench.duet import BASELINE, CANDIDATE, DuetLaunch, DuetPolicy, DuetSession
-from hpsbench.duet_session import Pair
-from hpsbench.errors import ConfigError, RequestError
-from hpsbench.load.interleaved import Participant, no_garbage_collection
-from hpsbench.report import resolution as report
-from hpsbench.resolution import (
+from hpsbench import cli, storage
+from hpsbench.commands import selftest
+from hpsbench.commands.selftest import parse_shares
+from hpsbench.duets import selftests
+from hpsbench.duets.decision import BASELINE, CANDIDATE, DuetLaunch, DuetPolicy, DuetSession
+from hpsbench.duets.resolution import (
     INJECTED,
     Decision,
     SelfTest,
@@ -31,9 +30,12 @@ from hpsbench.resolution import (
     rate,
     resolutions,
 )
-from hpsbench.selftest import parse_shares
+from hpsbench.duets.session import Pair
+from hpsbench.duets.slowed import Calibration, calibration
+from hpsbench.errors import ConfigError, RequestError
+from hpsbench.load.interleaved import Participant, no_garbage_collection
+from hpsbench.report import resolution as report
 from hpsbench.servers.neighbours import neighbours_for, noisy_neighbours
-from hpsbench.slowed import Calibration, calibration
 from hpsbench.verdict import Outcome
 
 MS = 1_000_000

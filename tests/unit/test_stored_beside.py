@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from hpsbench import comparisons, load_results, selftests
+from hpsbench import load_results
+from hpsbench.duets import comparisons, selftests
 from hpsbench.errors import BaselineError
 from hpsbench.report.contents import gather
 from tests.scripted import measurement, run_of

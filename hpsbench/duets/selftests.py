@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from hpsbench import storage
-from hpsbench.duet import DuetPolicy
+from hpsbench.duets.decision import DuetPolicy
+from hpsbench.duets.resolution import SelfTest
 from hpsbench.errors import BaselineError
-from hpsbench.resolution import SelfTest
 from hpsbench.runs import FOLDER as RUNS
 
 SCHEMA_VERSION = 1

@@ -8,7 +8,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from hpsbench import stats, storage
-from hpsbench.duet import DuetPolicy, DuetSession
+from hpsbench.duets.decision import DuetPolicy, DuetSession
 from hpsbench.errors import BaselineError
 from hpsbench.runs import FOLDER as RUNS
 from hpsbench.verdict import Verdict

@@ -13,12 +13,12 @@ import numpy as np
 
 from hpsbench import stats
 from hpsbench.config import ServerConfig
-from hpsbench.duet import BASELINE, CANDIDATE
-from hpsbench.duet_session import Pair
+from hpsbench.duets.decision import BASELINE, CANDIDATE
+from hpsbench.duets.pairs import NAMES, Contender, fresh_pair
+from hpsbench.duets.session import Pair
 from hpsbench.errors import ConfigError
 from hpsbench.load.client import Tensor, connect
 from hpsbench.load.interleaved import Interleaved, Participant
-from hpsbench.pairs import NAMES, Contender, fresh_pair
 from hpsbench.servers.triton import TritonServer, running_triton
 
 #: What a request shall take, of which the model works most.

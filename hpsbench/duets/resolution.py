@@ -8,7 +8,7 @@ from statistics import fmean, median
 
 from scipy.special import betaincinv
 
-from hpsbench.duet import DuetPolicy, DuetSession
+from hpsbench.duets.decision import DuetPolicy, DuetSession
 from hpsbench.verdict import Outcome
 
 #: The changes that are injected: none, and these shares of a request's time.

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
-from hpsbench.duet import (
+from hpsbench.duets.decision import (
     BASELINE,
     CANDIDATE,
     DuetLaunch,

@@ -13,14 +13,9 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from hpsbench.config import ServerConfig, environment
-from hpsbench.duet import BASELINE, DuetPolicy, judge_duet, pooled
-from hpsbench.duet_session import LaunchDone, Pair, run_duet
-from hpsbench.errors import BaselineError, ConfigError
-from hpsbench.gate import EXIT_NO_VERDICT, EXIT_PASSED
-from hpsbench.machine import this_machine
-from hpsbench.pairs import NAMES
-from hpsbench.report import resolution as report
-from hpsbench.resolution import (
+from hpsbench.duets.decision import BASELINE, DuetPolicy, judge_duet, pooled
+from hpsbench.duets.pairs import NAMES
+from hpsbench.duets.resolution import (
     CONFIDENCE,
     INJECTED,
     Decision,
@@ -30,9 +25,14 @@ from hpsbench.resolution import (
     merged,
     with_decisions,
 )
-from hpsbench.selftests import FILE, NOISY_FILE, load, store
+from hpsbench.duets.selftests import FILE, NOISY_FILE, load, store
+from hpsbench.duets.session import LaunchDone, Pair, run_duet
+from hpsbench.duets.slowed import MODEL, calibrate, slowed_pair, write_model
+from hpsbench.errors import BaselineError, ConfigError
+from hpsbench.gate import EXIT_NO_VERDICT, EXIT_PASSED
+from hpsbench.machine import this_machine
+from hpsbench.report import resolution as report
 from hpsbench.servers.neighbours import noisy_neighbours
-from hpsbench.slowed import MODEL, calibrate, slowed_pair, write_model
 from hpsbench.verdict import Outcome
 from hpsbench.workspace import workspace
 

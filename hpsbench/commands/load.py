@@ -6,8 +6,10 @@ import argparse
 from contextlib import ExitStack
 from pathlib import Path
 
-from hpsbench import comparisons, load_results, runs
+from hpsbench import load_results, runs
 from hpsbench.config import ARRIVALS, ServerConfig
+from hpsbench.duets import comparisons
+from hpsbench.duets.pairs import contender
 from hpsbench.errors import ConfigError
 from hpsbench.gate import EXIT_NO_VERDICT, EXIT_PASSED
 from hpsbench.load.arrivals import Arrivals, read_intervals
@@ -17,7 +19,6 @@ from hpsbench.load_curve import LoadCurve
 from hpsbench.load_results import LoadResult
 from hpsbench.load_session import LoadPlan, measure_load
 from hpsbench.machine import this_machine
-from hpsbench.pairs import contender
 from hpsbench.report import load as report
 from hpsbench.servers.metadata import read_metadata
 from hpsbench.servers.triton import running_triton

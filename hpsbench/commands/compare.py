@@ -10,17 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from hpsbench import comparisons, revisions, runs, selftests
-from hpsbench.answers import TOLERANCE, AnswerDifference, Answers, answer_difference
-from hpsbench.comparisons import StoredComparison, compared_launches
+from hpsbench import revisions, runs
 from hpsbench.config import PROTOCOLS, ServerConfig, environment, load_suite
-from hpsbench.duet import BASELINE, CANDIDATE, DuetPolicy, DuetSession, judge_duet, pooled
-from hpsbench.duet_session import LaunchDone, run_duet
+from hpsbench.duets import comparisons, selftests
+from hpsbench.duets.answers import TOLERANCE, AnswerDifference, Answers, answer_difference
+from hpsbench.duets.comparisons import StoredComparison, compared_launches
+from hpsbench.duets.decision import BASELINE, CANDIDATE, DuetPolicy, DuetSession, judge_duet, pooled
+from hpsbench.duets.pairs import NAMES, Contender, contender, fresh_pair, same_requests
+from hpsbench.duets.session import LaunchDone, run_duet
 from hpsbench.errors import ConfigError, RequestError
 from hpsbench.gate import exit_code
 from hpsbench.load.inputs import DATA, Requests, parse_shapes
 from hpsbench.machine import this_machine
-from hpsbench.pairs import NAMES, Contender, contender, fresh_pair, same_requests
 from hpsbench.report import duet as report
 from hpsbench.report import files, markdown, resolution
 from hpsbench.session import Launch

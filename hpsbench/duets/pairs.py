@@ -9,9 +9,9 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from hpsbench.answers import Answers
 from hpsbench.config import ServerConfig
-from hpsbench.duet import BASELINE, CANDIDATE
+from hpsbench.duets.answers import Answers
+from hpsbench.duets.decision import BASELINE, CANDIDATE
 from hpsbench.errors import ConfigError
 from hpsbench.load.client import Client, Tensor, connect
 from hpsbench.load.inputs import Requests

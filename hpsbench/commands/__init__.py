@@ -1,0 +1,1 @@
+"""The commands of `hpsbench` that take options of their own, one a file."""

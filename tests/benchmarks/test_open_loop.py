@@ -7,8 +7,7 @@ both sides. Requests go out in blocks, each with its own oracle, and the median 
 what other programs do to one block does not. (Without the same arrivals 20,000 requests would not
 do: the 95% interval of their p99 is 10% wide.) A service time that others stretch is not fixed,
 and the queue another one: client and server have real-time priority where the system lets them
-(root may), and the half of the blocks with the shorter service times decides, 20,000 requests.
-Takes five minutes.
+(root may), and a busy machine may still miss the target. Takes three minutes.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ from hpsbench.servers.triton import TritonServer, running_triton
 pytestmark = pytest.mark.server
 
 RATE_HZ = 200
-BLOCKS, BLOCK_S, WARMUP_S = 20, 10.0, 1.0
+BLOCKS, BLOCK_S, WARMUP_S = 11, 10.0, 1.0
 #: Slow enough that no request waits for another: what is left is what every request pays.
 UNLOADED_HZ, UNLOADED_S = 40, 3.0
 MAX_ERROR = 0.05
@@ -198,11 +197,10 @@ def test_p99_of_the_open_loop_is_that_of_the_queue(
         overhead_ns = median(block.overhead_ns for block in blocks)
         for block in blocks:
             print(line(block, overhead_ns))
-        steady = sorted(blocks, key=lambda block: block.service_ns)[: BLOCKS // 2]
-        errors = {q: median(b.error(q, overhead_ns) for b in steady) for q in (50, 90, 99)}
+        errors = {q: median(b.error(q, overhead_ns) for b in blocks) for q in (50, 90, 99)}
         print("median errors: " + ", ".join(f"p{q} {error:+.1%}" for q, error in errors.items()))
-    requests = sum(len(block.run.records) for block in steady)
-    assert requests > 0.95 * BLOCKS / 2 * BLOCK_S * RATE_HZ
+    requests = sum(len(block.run.records) for block in blocks)
+    assert requests > 0.95 * BLOCKS * BLOCK_S * RATE_HZ
     assert abs(errors[99]) <= MAX_ERROR
 
 

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 from hpsbench.errors import ConfigError
 
@@ -40,7 +40,10 @@ def _require(condition: bool, field_name: str, value: object, rule: str) -> None
 
 @dataclass(frozen=True, kw_only=True)
 class TableConfig:
-    """The one embedding table of all slots: `num_embeddings` rows of `embedding_dim` float32."""
+    """The one embedding table of DLRM's slots: `num_embeddings` rows of `embedding_dim` float32.
+
+    With a `FusionConfig`, each of its tables.
+    """
 
     num_embeddings: int
     embedding_dim: int = 128
@@ -54,7 +57,7 @@ class TableConfig:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of the rows, once."""
+        """Bytes of one table's rows, once."""
         return self.num_embeddings * self.embedding_dim * 4
 
 
@@ -77,6 +80,19 @@ class DlrmConfig:
                 all(w >= 1 for w in widths), f"dlrm.{name}", widths, "a list of positive widths"
             )
         _require(self.top_mlp[-1:] == (1,), "dlrm.top_mlp", self.top_mlp, "a list that ends in 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FusionConfig:
+    """The model of `num_tables` tables in DLRM's place: `hotness` keys of each, one dense layer."""
+
+    num_tables: int
+    hotness: int = 26
+    seed: int = 20230330
+
+    def __post_init__(self) -> None:
+        _require(self.num_tables >= 2, "fusion.num_tables", self.num_tables, "at least 2")
+        _require(self.hotness >= 1, "fusion.hotness", self.hotness, "at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,10 +252,16 @@ class Suite:
     tables: TableConfig
     load: LoadConfig
     dlrm: DlrmConfig = field(default_factory=DlrmConfig)
+    fusion: FusionConfig | None = None
     servers: ServerConfig = field(default_factory=ServerConfig)
     hps: HpsConfig = field(default_factory=HpsConfig)
     gate: GateConfig = field(default_factory=GateConfig)
     open_loop: OpenLoopConfig = field(default_factory=OpenLoopConfig)
+
+    @property
+    def model(self) -> str:
+        """The section that describes the model which is served: `fusion` if given, else `dlrm`."""
+        return "dlrm" if self.fusion is None else "fusion"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -325,8 +347,10 @@ def _parse_override(override: str) -> tuple[str, str, Any]:
 
 
 def _suite(preset: str, settings: Mapping[str, Any]) -> Suite:
-    sections: dict[str, type] = {
-        f.name: t for f, t in _fields(Suite) if isinstance(t, type) and dataclasses.is_dataclass(t)
+    # `FusionConfig | None` is a section that may be left out.
+    named: dict[str, Any] = {f.name: (get_args(t) or (t,))[0] for f, t in _fields(Suite)}
+    sections = {
+        n: t for n, t in named.items() if dataclasses.is_dataclass(t) and isinstance(t, type)
     }
     unknown = [name for name in settings if name not in sections]
     if unknown:
@@ -334,7 +358,17 @@ def _suite(preset: str, settings: Mapping[str, Any]) -> Suite:
             f"preset {preset}: unknown section {unknown[0]!r}",
             hint=_nearest(unknown[0], list(sections)),
         )
-    built = {n: _section(preset, n, t, settings.get(n, {})) for n, t in sections.items()}
+    if {"dlrm", "fusion"} <= settings.keys():
+        raise ConfigError(
+            f"preset {preset} describes two models, [dlrm] and [fusion]",
+            hint="leave one of them out: what it says would not be served",
+        )
+    required = {f.name for f, _ in _fields(Suite) if f.default is not None}
+    built = {
+        n: _section(preset, n, t, settings.get(n, {}))
+        for n, t in sections.items()
+        if n in required or n in settings
+    }
     return Suite(preset=Path(preset).stem, **built)
 
 

@@ -11,7 +11,7 @@ from hpsbench.baselines import Baseline, BaselineRun
 from hpsbench.measurements import Measurement
 from hpsbench.published import PublishedTable
 from hpsbench.runs import Result, Run
-from hpsbench.session import NATIVE_TF
+from hpsbench.session import NUMPY
 from hpsbench.workload import Workload, split_row
 
 #: The percentiles of a distribution's curve; what lies beyond them is too few requests to draw.
@@ -20,7 +20,7 @@ PERCENTILES = tuple(range(1, 100))
 
 @dataclass(frozen=True, kw_only=True)
 class Figures:
-    """Medians over the launches, nanoseconds; `ratio` is p10 over `native_tf`'s, a geometric mean.
+    """Medians over the launches, nanoseconds; `ratio` is p10 to the reference's, a geometric mean.
 
     `samples_per_s` is what the closed loop's clients got while it was this variant's turn.
     """
@@ -29,7 +29,7 @@ class Figures:
     p50_ns: float
     compute_infer_ns: float | None
     samples_per_s: float
-    ratio: float | None
+    ratio: float
 
 
 def figures(measurement: Measurement, *, concurrency: int) -> Figures | None:
@@ -61,12 +61,24 @@ def figures_of(run: Run) -> dict[tuple[str, int], Figures]:
 def variants_of(run: Run) -> list[str]:
     """Return a run's variants as measured, the one that the others are divided by first."""
     variants = dict.fromkeys(r.measurement.variant for r in run.results)
-    return in_order(variants)
+    return in_order(variants, reference_of_run(run))
 
 
-def in_order(rows: Iterable[str]) -> list[str]:
-    """Return rows as given, those with the suite's own keys first, and in each native_tf first."""
-    return sorted(rows, key=lambda row: (split_row(row)[1] != "", split_row(row)[0] != NATIVE_TF))
+def reference_of_run(run: Run) -> str:
+    """Return the variant that the others of a run are divided by; empty where there is none."""
+    return reference_variant(result.measurement for result in run.results)
+
+
+def reference_variant(measured: Iterable[Measurement | Baseline]) -> str:
+    """Return the variant that the others are divided by: the one that is compared with NumPy."""
+    for m in measured:
+        return split_row(m.variant if m.reference == NUMPY else m.reference)[0]
+    return ""
+
+
+def in_order(rows: Iterable[str], reference: str) -> list[str]:
+    """Return rows as given, those with the suite's own keys first, in each the reference first."""
+    return sorted(rows, key=lambda row: (split_row(row)[1] != "", split_row(row)[0] != reference))
 
 
 def batch_sizes_of(run: Run) -> list[int]:
@@ -74,11 +86,9 @@ def batch_sizes_of(run: Run) -> list[int]:
     return sorted({r.measurement.batch_size for r in run.results})
 
 
-def _ratio(measurement: Measurement) -> float | None:
-    if split_row(measurement.variant)[0] == NATIVE_TF:
+def _ratio(measurement: Measurement) -> float:
+    if measurement.reference == NUMPY:
         return 1.0
-    if split_row(measurement.reference)[0] != NATIVE_TF:
-        return None
     return typical_ratio([[launch.ratio_p10 for launch in measurement.launches]])
 
 

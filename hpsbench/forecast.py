@@ -13,7 +13,7 @@ from typing import TypeAlias
 from hpsbench.config import Suite
 from hpsbench.errors import ConfigError
 from hpsbench.machine import find_gpus, free_memory_bytes, installed_versions
-from hpsbench.session import NATIVE_TF
+from hpsbench.models.kinds import kind_of
 from hpsbench.workload import split_row
 
 GIB = 2**30
@@ -23,10 +23,10 @@ TENSORFLOW_PROCESS_BYTES = 550 * 2**20
 GPU_PROCESS_BYTES = 900 * 2**20
 #: The parameter server's index takes 21.3 bytes a key in each process that holds one.
 INDEX_BYTES_PER_ROW = 22
-#: How often a request's vectors are held at once: as looked up, beside the bottom MLP's, copied.
+#: How often a request's vectors are held at once: as looked up, beside others, copied.
 VECTOR_COPIES = 3
 #: Variants that hold the rows in a variable: on the compute device, or always in host memory.
-ON_DEVICE, ON_HOST = (NATIVE_TF,), ("native_tf_hybrid",)
+ON_DEVICE, ON_HOST = ("native_tf",), ("native_tf_hybrid",)
 
 #: A row (`workload.row_of` a variant) and a batch size.
 Place: TypeAlias = tuple[str, int]
@@ -58,11 +58,11 @@ def forecast(suite: Suite, places: Sequence[Place], memory: Memory) -> Forecast:
     """Return which places a session can hold at once.
 
     The largest batch sizes go first, down to the smallest; then variants, the last of the table
-    first. `native_tf` stays with the smallest batch size: the others are compared with it.
+    first. The one that the others are compared with stays with the smallest batch size.
     """
     kept, left_out = list(places), {}
     while kept and (problem := _problem(suite, kept, memory)) is not None:
-        going = _next_to_go(kept)
+        going = _next_to_go(suite, kept)
         if not going:
             break
         for place in going:
@@ -84,25 +84,25 @@ def require(suite: Suite, places: Sequence[Place], memory: Memory) -> None:
 
 def host_bytes(suite: Suite, places: Sequence[Place], *, on_gpu: bool) -> int:
     """Return what these hold of the host's memory at their widest."""
-    variants = _variants(places)
+    variants, footprint = _variants(suite, places), kind_of(suite).footprint(suite)
     hps = [v for v in variants if v not in (*ON_DEVICE, *ON_HOST)]
     in_variables = [v for v in variants if v in ON_HOST or (v in ON_DEVICE and not on_gpu)]
     # Mapped files are shared by whoever reads them; without a GPU's cache they must stay there.
-    rows = suite.tables.num_bytes * (len(in_variables) + bool(hps))
-    index = INDEX_BYTES_PER_ROW * suite.tables.num_embeddings * len(hps)
+    rows = footprint.row_bytes * (len(in_variables) + bool(hps))
+    index = INDEX_BYTES_PER_ROW * footprint.num_rows * len(hps)
     processes = (len(variants) + 1) * TENSORFLOW_PROCESS_BYTES
-    activations = 0 if on_gpu else sum(_activation_bytes(suite, s) for s in _widest(places))
-    requests = sum(_request_bytes(suite, size) for size in _widest(places))
+    activations = 0 if on_gpu else sum(_activation_bytes(suite, s) for s in _widest(suite, places))
+    requests = sum(_request_bytes(suite, size) for size in _widest(suite, places))
     return rows + index + processes + activations + requests
 
 
 def gpu_bytes(suite: Suite, places: Sequence[Place]) -> int:
     """Return what these hold of the GPU's memory at their widest."""
-    variants = _variants(places)
+    variants, footprint = _variants(suite, places), kind_of(suite).footprint(suite)
     caching = [v for v in variants if v not in (*ON_DEVICE, *ON_HOST)] * suite.hps.gpucache
-    rows = suite.tables.num_bytes * sum(v in ON_DEVICE for v in variants)
-    caches = round(min(suite.hps.gpucacheper, 1.0) * suite.tables.num_bytes) * len(caching)
-    activations = sum(_activation_bytes(suite, size) for size in _widest(places))
+    rows = footprint.row_bytes * sum(v in ON_DEVICE for v in variants)
+    caches = round(min(suite.hps.gpucacheper, 1.0) * footprint.row_bytes) * len(caching)
+    activations = sum(_activation_bytes(suite, size) for size in _widest(suite, places))
     return rows + caches + activations + len(variants) * GPU_PROCESS_BYTES
 
 
@@ -114,40 +114,39 @@ def _problem(suite: Suite, places: Sequence[Place], memory: Memory) -> str | Non
     for where, wanted in needed.items():
         if wanted > had[where]:
             largest = max(size for _, size in places)
+            count = len(_variants(suite, places))
             return (
-                f"up to batch {largest} with {len(_variants(places))} variants it would need about "
+                f"up to batch {largest} with {count} variants it would need about "
                 f"{wanted / GIB:.1f} GiB of {where} memory, and {had[where] / GIB:.1f} GiB are free"
             )
     return None
 
 
-def _next_to_go(places: Sequence[Place]) -> list[Place]:
+def _next_to_go(suite: Suite, places: Sequence[Place]) -> list[Place]:
     sizes = sorted({size for _, size in places})
     if len(sizes) > 1:
         return [place for place in places if place[1] == sizes[-1]]
-    others = [v for v in _variants(places) if v != NATIVE_TF]
+    others = [v for v in _variants(suite, places) if v != kind_of(suite).reference]
     return [place for place in places if others and split_row(place[0])[0] == others[-1]]
 
 
-def _variants(places: Sequence[Place]) -> list[str]:
+def _variants(suite: Suite, places: Sequence[Place]) -> list[str]:
     """Return the variants that are served, the one that others are compared with included."""
-    return list(dict.fromkeys([NATIVE_TF, *(split_row(row)[0] for row, _ in places)]))
+    rows = [row for row, _ in places]
+    return list(dict.fromkeys([kind_of(suite).reference, *(split_row(row)[0] for row in rows)]))
 
 
-def _widest(places: Sequence[Place]) -> list[int]:
+def _widest(suite: Suite, places: Sequence[Place]) -> list[int]:
     """Return the largest batch size that each variant's process will be asked with."""
     largest = max(size for _, size in places)
-    return [largest] * len(_variants(places))
+    return [largest] * len(_variants(suite, places))
 
 
 def _activation_bytes(suite: Suite, batch_size: int) -> int:
-    dlrm, dim = suite.dlrm, suite.tables.embedding_dim
-    vectors = VECTOR_COPIES * (dlrm.num_slots + 1) * dim
-    # The interaction as a full matrix, and the widest two layers at once.
-    dense = (dlrm.num_slots + 1) ** 2 + 2 * max(*dlrm.bottom_mlp, *dlrm.top_mlp)
-    return 4 * batch_size * (vectors + dense)
+    footprint = kind_of(suite).footprint(suite)
+    return 4 * batch_size * (VECTOR_COPIES * footprint.vector_values + footprint.dense_values)
 
 
 def _request_bytes(suite: Suite, batch_size: int) -> int:
-    # As encoded by the client, and as received: keys may be 8 bytes.
-    return 2 * batch_size * (8 * suite.dlrm.num_slots + 4 * suite.dlrm.num_numerical)
+    # As encoded by the client, and as received.
+    return 2 * batch_size * kind_of(suite).footprint(suite).request_bytes

@@ -119,9 +119,11 @@ def pytest_deselected(items: list[pytest.Item]) -> None:
 def pytest_report_collectionfinish(
     config: pytest.Config, items: Sequence[pytest.Item]
 ) -> list[str]:
-    if config.stash[OPTIONS_KEY].variants or not any(map(_measures, items)):
+    options = config.stash[OPTIONS_KEY]
+    if options.variants or not any(map(_measures, items)):
         return []
-    return [f"not measured: {name}: {reason}" for name, reason in default_variants()[1].items()]
+    _, left_out = default_variants(options.suite)
+    return [f"not measured: {name}: {reason}" for name, reason in left_out.items()]
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

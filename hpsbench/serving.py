@@ -11,21 +11,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
 import threadpoolctl
 
 from hpsbench.config import Suite
 from hpsbench.load.client import Client, connect
 from hpsbench.load.interleaved import Participant
 from hpsbench.models.build import Build
-from hpsbench.models.dlrm import Batch, forward, numerical_features
+from hpsbench.models.kinds import Batch, kind_of
 from hpsbench.models.variants import Variant
 from hpsbench.servers.endpoint import Endpoint
 from hpsbench.servers.statistics import LookupCount
 from hpsbench.servers.triton import TritonServer, running_triton
 from hpsbench.session import NUMPY
-from hpsbench.tables import key_stream
 from hpsbench.workload import row_of
 
 #: Requests prepared per batch size where each is to carry other keys; then they start over.
@@ -81,7 +78,7 @@ class ServedVariants:
             *served,
             Participant(
                 name=NUMPY,
-                send=numpy_dlrm(self.build, batches),
+                send=numpy_reference(self.build, batches),
                 close=limit.restore_original_limits,
             ),
         ]
@@ -121,34 +118,19 @@ def request_batches(suite: Suite, batch_size: int, keys: str = "") -> list[Batch
 
     `keys` names another key stream than the suite's.
     """
-    load, dlrm = suite.load, suite.dlrm
-    kind = keys or load.keys
-    stream = key_stream(
-        kind,
-        (batch_size, dlrm.num_slots),
-        suite.tables.num_embeddings,
-        seed=load.seed,
-        zipf_alpha=load.zipf_alpha,
-    )
-    count = 1 if kind == "repeated" else DISTINCT_REQUESTS
-    numerical = numerical_features(batch_size, dlrm.num_numerical, seed=load.seed)
-    return [Batch(drawn.astype(np.int32), numerical) for drawn in itertools.islice(stream, count)]
+    stream = keys or suite.load.keys
+    count = 1 if stream == "repeated" else DISTINCT_REQUESTS
+    return list(itertools.islice(kind_of(suite).batches(suite, batch_size, stream), count))
 
 
-def numpy_answer(build: Build, batch: Batch) -> npt.NDArray[np.float32]:
-    """Return float32[batch, 1], what every variant must answer."""
-    return forward(build.weights, build.rows(batch.categorical), batch.numerical)
-
-
-def numpy_dlrm(build: Build, batches: Sequence[Batch]) -> Callable[[], None]:
-    """Return a function that runs the NumPy DLRM on the next batch, as a client's `send` would.
+def numpy_reference(build: Build, batches: Sequence[Batch]) -> Callable[[], None]:
+    """Return a function that has NumPy answer the next batch, as a client's `send` would.
 
     Of a batch it computes the first NUMPY_SAMPLES.
     """
-    first = slice(NUMPY_SAMPLES)
-    turn = itertools.cycle([Batch(b.categorical[first], b.numerical[first]) for b in batches])
+    turn = itertools.cycle([batch.first(NUMPY_SAMPLES) for batch in batches])
 
     def send() -> None:
-        numpy_answer(build, next(turn))
+        build.answer(next(turn))
 
     return send

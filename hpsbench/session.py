@@ -13,13 +13,12 @@ from hpsbench.errors import ConfigError
 from hpsbench.load.interleaved import Interleaved, Participant, ParticipantRun
 from hpsbench.load.traced import run_traced
 from hpsbench.measurements import Measurement, Observation, assemble, observe
+from hpsbench.models.kinds import kind_of
 from hpsbench.servers.statistics import LookupCount
 from hpsbench.telemetry import Telemetry, Watch, unwatched
 from hpsbench.workload import row_of, split_row
 
-#: What every other variant is compared with.
-NATIVE_TF = "native_tf"
-#: The DLRM that runs inside this process, which `NATIVE_TF` itself is compared with.
+#: The model as NumPy computes it in this process, which the reference variant is compared with.
 NUMPY = "numpy"
 
 #: Traced requests of a variant, batch size and launch: at least (where `load.min_requests` is not
@@ -82,16 +81,16 @@ class SessionPart:
         return all(o.problem is None for o in self.observations)
 
 
-def reference_of(variant: str) -> str:
-    """Return who a row is compared with: `native_tf` with its keys, and that one with `numpy`."""
-    name, keys = split_row(variant)
-    return NUMPY if name == NATIVE_TF else row_of(NATIVE_TF, keys)
+def reference_of(row: str, reference: str) -> str:
+    """Return who a row is compared with: the variant `reference` with its keys, itself `numpy`."""
+    name, keys = split_row(row)
+    return NUMPY if name == reference else row_of(reference, keys)
 
 
-def needed(plan: Plan, batch_size: int, keys: str = "") -> tuple[str, ...]:
+def needed(plan: Plan, batch_size: int, keys: str = "", *, reference: str) -> tuple[str, ...]:
     """Return the participants that a batch size needs: its rows in order, then references."""
-    variants = _rows(plan, batch_size, keys)
-    return tuple(dict.fromkeys([*variants, *map(reference_of, variants)]))
+    rows = _rows(plan, batch_size, keys)
+    return tuple(dict.fromkeys([*rows, *(reference_of(row, reference) for row in rows)]))
 
 
 def run_session(
@@ -114,7 +113,7 @@ def run_session(
     in its order. Raises ConfigError for an empty plan or where a launch lacks a participant that
     `needed` names; ServerDied as soon as a server is found dead, and whatever starting one raises.
     """
-    load = suite.load
+    load, reference = suite.load, kind_of(suite).reference
     _check(load, plan)
     phases = phases_of(plan)
     parts = {(part.launch, (part.batch_size, part.keys)): part for part in kept}
@@ -142,10 +141,11 @@ def run_session(
                 )
                 before = launched.lookups()
                 with watch() as watched:
-                    names, traced = needed(plan, size, keys), _traced(loop, load)
+                    names = needed(plan, size, keys, reference=reference)
+                    traced = _traced(loop, load)
                     run = run_batch_size(loop, launched, names, size, keys, traced=traced)
                 rates = hit_rates(before, launched.lookups())
-                part = _part(load, plan, number, phase, run, watched.telemetry, rates)
+                part = _part(load, plan, reference, number, phase, run, watched.telemetry, rates)
                 parts[number, phase] = part
                 on_part(part)
     return {
@@ -159,7 +159,7 @@ def run_session(
             benchmark=benchmark,
             variant=variant,
             batch_size=size,
-            reference=reference_of(variant),
+            reference=reference_of(variant, reference),
         )
         for (variant, size), benchmark in plan.items()
     }
@@ -177,6 +177,7 @@ def _rows(plan: Plan, batch_size: int, keys: str) -> list[str]:
 def _part(
     load: LoadConfig,
     plan: Plan,
+    reference: str,
     number: int,
     phase: tuple[int, str],
     run: Mapping[str, ParticipantRun],
@@ -193,7 +194,7 @@ def _part(
                 number,
                 run,
                 variant=variant,
-                reference=reference_of(variant),
+                reference=reference_of(variant, reference),
                 min_requests=load.min_requests,
                 telemetry=telemetry,
                 hit_rates=rates.get(split_row(variant)[0], {}),

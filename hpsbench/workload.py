@@ -56,7 +56,9 @@ def workload_of(suite: Suite, keys: str = "") -> Workload:
     if keys == "zipf":
         settings["load.zipf_alpha"] = suite.load.zipf_alpha
     return Workload(
-        settings=_flat("tables", suite.tables) | _flat("dlrm", suite.dlrm) | settings,
+        settings=_flat("tables", suite.tables)
+        | _flat(suite.model, getattr(suite, suite.model))
+        | settings,
     )
 
 

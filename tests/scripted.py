@@ -34,7 +34,7 @@ def measurement(
         benchmark=f"{preset}-{variant}-b{batch_size}",
         variant=variant,
         batch_size=batch_size,
-        reference=reference_of(variant),
+        reference=reference_of(variant, "native_tf"),
         launches=tuple(
             _launch(
                 number,

@@ -91,7 +91,7 @@ def sample_measurement(
         benchmark=f"laptop-{row}-b{batch_size}",
         variant=row,
         batch_size=batch_size,
-        reference=reference_of(row),
+        reference=reference_of(row, "native_tf"),
         launches=tuple(measured),
         interleaved_with=tuple(row_of(v, keys) for v in P10_MS if v != variant),
     )

@@ -21,6 +21,7 @@ from hpsbench.config import Suite, environment
 from hpsbench.errors import BenchError, ConfigError
 from hpsbench.hps.budget import Budget
 from hpsbench.machine import find_gpus, free_gpu_memory_bytes, free_memory_bytes
+from hpsbench.models.kinds import kind_of
 from hpsbench.report.budget import size
 from hpsbench.servers.installation import find_libpython, require_numpy_1
 from hpsbench.servers.probe import probe_triton
@@ -204,8 +205,9 @@ def needed_memory_bytes(suite: Suite) -> int:
     parameter server; with a GPU once more, for the variant that keeps its variable on the host),
     the parameter server's index, and the processes that import TensorFlow.
     """
-    rows = (3 if find_gpus() else 2) * suite.tables.num_bytes
-    index = INDEX_BYTES_PER_ROW * suite.tables.num_embeddings
+    footprint = kind_of(suite).footprint(suite)
+    rows = (3 if find_gpus() else 2) * footprint.row_bytes
+    index = INDEX_BYTES_PER_ROW * footprint.num_rows
     return rows + index + TENSORFLOW_PROCESSES * TENSORFLOW_PROCESS_BYTES
 
 
@@ -349,11 +351,12 @@ def _gpu(suite: Suite) -> Check:
     if not gpus:
         return _ok("GPU", "none: measured on the CPU")
     finding = ", ".join(f"{g.name}, {g.memory_bytes / GIB:.0f} GiB" for g in gpus)
-    if suite.tables.num_bytes > gpus[0].memory_bytes:
+    row_bytes = kind_of(suite).footprint(suite).row_bytes
+    if row_bytes > gpus[0].memory_bytes:
         return Check(
             name="GPU",
             status=Status.WARNING,
-            finding=f"{finding}: less than the {suite.tables.num_bytes / GIB:.0f} GiB of rows",
+            finding=f"{finding}: less than the {row_bytes / GIB:.0f} GiB of rows",
             what_to_do="leave native_tf out, or lower --set tables.num_embeddings=ROWS",
         )
     return _ok("GPU", f"{finding} (driver {gpus[0].driver})")
@@ -376,7 +379,7 @@ def _memory(suite: Suite) -> Check:
 def _shared_memory(suite: Suite) -> Check:
     if "://" in suite.servers.triton:
         return _ok("/dev/shm", "not needed here")
-    values = max(suite.load.batch_sizes) * suite.dlrm.num_slots * suite.tables.embedding_dim
+    values = max(suite.load.batch_sizes) * kind_of(suite).footprint(suite).vector_values
     # The lookup step of an ensemble gives its vectors out, and the dense step takes them in.
     return _space("/dev/shm", Path("/dev/shm"), 2 * 4 * values, "docker run --shm-size=4g, or")
 
@@ -386,7 +389,8 @@ def _disk(suite: Suite) -> Check:
     while not folder.exists():
         folder = folder.parent
     # The sparse model's rows and keys, and TensorFlow's variable.
-    tables = 2 * suite.tables.num_bytes + 8 * suite.tables.num_embeddings
+    footprint = kind_of(suite).footprint(suite)
+    tables = 2 * footprint.row_bytes + 8 * footprint.num_rows
     return _space("disk", folder, tables + OTHER_FILES_BYTES, "set HPSBENCH_CACHE_DIR, or")
 
 

@@ -2,125 +2,40 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from hpsbench.config import Suite
-from hpsbench.hps.configuration import (
-    Configuration,
-    ModelConfiguration,
-    write_configuration,
-)
-from hpsbench.hps.sparse_model import SparseModel, open_sparse_model, write_sparse_model
-from hpsbench.models.dlrm import DlrmWeights, numerical_features, seeded_weights
+from hpsbench.config import Suite, load_suite, preset_names
+from hpsbench.errors import ConfigError
+from hpsbench.models.kinds import kind_named, kind_of
 from hpsbench.models.repository import ModelRepository
-from hpsbench.tables import row_blocks
 
 if TYPE_CHECKING:
-    import keras
-    import onnx
-
-    from hpsbench.models.accuracy import Accuracy
     from hpsbench.models.variants import Variant
-
-#: The name of the model, and of its one table, in the parameter server's configuration.
-HPS_MODEL = "dlrm"
 
 
 @dataclass(frozen=True)
-class Build:
-    """What every variant is exported from: one table on disk and one set of dense weights."""
+class Build(ABC):
+    """What every variant of a model is exported from: tables on disk, and one set of weights."""
 
     suite: Suite
     folder: Path
     repository: ModelRepository
     variants: tuple[Variant, ...] = ()
 
-    @property
-    def ps_config_file(self) -> Path:
-        return self.folder / "ps.json"
+    @abstractmethod
+    def write_tables(self, progress: Callable[[str], None]) -> None:
+        """Write the tables, and the parameter server's configuration of them."""
 
-    @property
-    def table_folder(self) -> Path:
-        return self.folder / "table"
-
-    @cached_property
-    def weights(self) -> DlrmWeights:
-        return seeded_weights(self.suite.dlrm, self.suite.tables.embedding_dim)
-
-    @cached_property
-    def table(self) -> SparseModel:
-        """The keys and rows, memory-mapped."""
-        return open_sparse_model(self.table_folder, self.suite.tables.embedding_dim)
-
-    @cached_property
-    def dense(self) -> keras.Model:
-        """The dense part as a Keras model, shared by the variants that TensorFlow serves."""
-        from hpsbench.models.keras_dlrm import compiled_by_xla, dense_model
-
-        model = dense_model(self.suite.dlrm, self.weights, self.suite.tables.embedding_dim)
-        return compiled_by_xla(model) if self.suite.servers.xla else model
-
-    @cached_property
-    def native_savedmodel(self) -> Path:
-        """DLRM with its rows as a variable in host memory, saved with each variable's device.
-
-        Whoever loads it decides whether variables go there, or all to the device that computes.
-        """
-        from hpsbench.models.keras_dlrm import NativeEmbedding, dlrm_model
-        from hpsbench.models.savedmodel import export_savedmodel
-
-        path = self.folder / "native.savedmodel"
-        lookup = NativeEmbedding(self.table.rows, name="embedding")
-        model = dlrm_model(lookup, self.dense, self.suite.dlrm.num_slots)
-        export_savedmodel(model, path, keep_devices=True)
-        return path
-
-    @cached_property
-    def dense_onnx(self) -> onnx.ModelProto:
-        """The dense part as an ONNX model in float32, of lengths that tensor cores like."""
-        from hpsbench.models.keras_dlrm import dense_model
-        from hpsbench.models.onnx import convert
-
-        dim = self.suite.tables.embedding_dim
-        return convert(dense_model(self.suite.dlrm, self.weights, dim, multiple=8))
-
-    @cached_property
-    def half_dense_onnx(self) -> onnx.ModelProto:
-        """The same in float16, of any accuracy: see `half_accuracy`."""
-        from hpsbench.models.onnx import half_precision
-
-        return half_precision(self.dense_onnx)
-
-    @cached_property
-    def half_accuracy(self) -> Accuracy:
-        """How float16 answers beside float32, for keys from all over the table.
-
-        Raises AccuracyError where it is too far off (see `check_accuracy`).
-        """
-        from hpsbench.models.accuracy import SAMPLES, check_accuracy
-
-        tables, dlrm = self.suite.tables, self.suite.dlrm
-        keys = np.random.default_rng(tables.seed).integers(
-            tables.num_embeddings, size=(SAMPLES, dlrm.num_slots), dtype=np.int32
-        )
-        return check_accuracy(
-            self.dense_onnx,
-            self.half_dense_onnx,
-            self.rows(keys),
-            numerical_features(SAMPLES, dlrm.num_numerical, seed=dlrm.seed),
-            seed=dlrm.seed,
-        )
-
-    def rows(self, keys: npt.NDArray[np.int32]) -> npt.NDArray[np.float32]:
-        """Return float32[keys.shape + (dim,)], for the NumPy reference."""
-        return np.asarray(self.table.rows[keys])
+    @abstractmethod
+    def answer(self, batch: Any) -> npt.NDArray[np.float32]:
+        """Return float32[batch, 1], what every variant must answer: the NumPy reference."""
 
 
 def build_repository(
@@ -130,33 +45,30 @@ def build_repository(
     *,
     progress: Callable[[str], None] = lambda text: None,
 ) -> Build:
-    """Write the table, the parameter server's configuration and every variant below `folder`."""
-    build = Build(suite, folder, ModelRepository(folder / "repository"), tuple(variants))
-    progress(f"writing {suite.tables.num_embeddings:,} rows x {suite.tables.embedding_dim}")
-    keys = np.arange(suite.tables.num_embeddings, dtype=np.int64)
-    write_sparse_model(build.table_folder, keys, row_blocks(suite.tables))
-    write_configuration(build.ps_config_file, ps_configuration(build))
+    """Write the tables, the parameter server's configuration and every variant below `folder`.
+
+    Raises ConfigError for a variant of another model than the suite's.
+    """
+    kind, variants = kind_of(suite), tuple(variants)
+    for variant in variants:
+        require_kind(variant, suite)
+    build = kind.build(suite, folder, ModelRepository(folder / "repository"), variants)
+    build.write_tables(progress)
     for variant in build.variants:
         progress(f"exporting {variant.name}")
         variant.export(build)
     return build
 
 
-def ps_configuration(build: Build) -> Configuration:
-    """Return the parameter server's configuration: one model with one table."""
-    suite = build.suite
-    model = ModelConfiguration(
-        model=HPS_MODEL,
-        sparse_files=(str(build.table_folder),),
-        embedding_table_names=(HPS_MODEL,),
-        embedding_vecsize_per_table=(suite.tables.embedding_dim,),
-        maxnum_catfeature_query_per_table_per_sample=(suite.dlrm.num_slots,),
-        default_value_for_each_table=(0.0,),
-        deployed_device_list=(0,),
-        max_batch_size=max(suite.load.batch_sizes),
-        gpucache=suite.hps.gpucache,
-        gpucacheper=suite.hps.gpucacheper,
-        hit_rate_threshold=suite.hps.hit_rate_threshold,
+def require_kind(variant: Variant, suite: Suite) -> None:
+    """Raise ConfigError where a variant serves another model than the suite's."""
+    if variant.kind == suite.model:
+        return
+    own, served = kind_named(variant.kind), kind_of(suite)
+    presets = [name for name in preset_names() if load_suite(name).model == own.name]
+    raise ConfigError(
+        f"variant {variant.name!r} serves {own.title}, and preset {suite.preset} describes "
+        f"{served.title}",
+        hint=f"pass --preset {' or '.join(presets)}, or a variant of {served.title}, such as "
+        f"{served.reference}",
     )
-    # DLRM's keys are int32.
-    return Configuration(models=(model,), supportlonglong=False)

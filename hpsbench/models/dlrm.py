@@ -90,6 +90,10 @@ class Batch:
     def size(self) -> int:
         return len(self.categorical)
 
+    def first(self, samples: int) -> Batch:
+        """Return its first `samples`, all where it has no more."""
+        return Batch(self.categorical[:samples], self.numerical[:samples])
+
 
 #: The request that the published benchmark prints, for a table of 32,709,138 rows.
 PUBLISHED_KEYS = (

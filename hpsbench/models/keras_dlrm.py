@@ -105,14 +105,14 @@ def dense_model(
     numerical = keras.Input((dlrm.num_numerical,), dtype="float32", name=NUMERICAL)
     dense = numerical
     for index, layer in enumerate(bottom):
-        dense = _dense(layer, "relu", f"bottom_{index}")(dense)
+        dense = fully_connected(layer, "relu", f"bottom_{index}")(dense)
     pairs = DotInteraction(zero_vectors, zero_products, name="interaction")(dense, vectors)
     if zero_vectors:
         dense = dense[:, :embedding_dim]
     hidden = keras.layers.Concatenate(name="dense_and_pairs")([dense, pairs])
     for index, layer in enumerate(top):
         activation = "relu" if index < len(weights.top) - 1 else "sigmoid"
-        hidden = _dense(layer, activation, f"top_{index}")(hidden)
+        hidden = fully_connected(layer, activation, f"top_{index}")(hidden)
     return keras.Model([vectors, numerical], hidden, name="dlrm_dense")
 
 
@@ -124,7 +124,8 @@ def _lengthened(layer: Layer, inputs: int) -> Layer:
     return Layer(np.pad(layer.kernel, [(0, inputs), (0, 0)]), layer.bias)
 
 
-def _dense(layer: Layer, activation: str, name: str) -> keras.layers.Dense:
+def fully_connected(layer: Layer, activation: str | None, name: str) -> keras.layers.Dense:
+    """Return the Keras layer of these weights."""
     return keras.layers.Dense(
         layer.kernel.shape[1],
         activation,

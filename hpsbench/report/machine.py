@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from hpsbench.figures import in_order
+from hpsbench.figures import in_order, reference_of_run
 from hpsbench.report import notation
 from hpsbench.report.elements import Content, Element, element
 from hpsbench.report.tables import plain_table
@@ -74,7 +74,7 @@ def hit_rate_table(run: Run) -> Element | None:
     if not rates:
         return None
     sizes = sorted({size for of_place in rates.values() for size in of_place})
-    order = in_order(dict.fromkeys(row for row, _ in rates))
+    order = in_order(dict.fromkeys(row for row, _ in rates), reference_of_run(run))
     rows = [
         (
             row,

@@ -9,13 +9,10 @@ from hpsbench.duets.comparisons import StoredComparison
 from hpsbench.report import notation
 from hpsbench.report.contents import Contents
 from hpsbench.runs import Run
-from hpsbench.session import NATIVE_TF
 from hpsbench.verdict import Outcome, Verdict
 
 _VERDICT_NAMES = ("outcome", "benchmark", "p10 change", "interval", "limit")
-_FIGURE_NAMES = (
-    "batch", "variant", "p50, ms", "p10, ms", "infer, ms", "k samples/s", f"p10 : {NATIVE_TF}",
-)  # fmt: skip
+_FIGURE_NAMES = ("batch", "variant", "p50, ms", "p10, ms", "infer, ms", "k samples/s")
 
 
 def summary(contents: Contents) -> str:
@@ -43,7 +40,8 @@ def summary(contents: Contents) -> str:
         lines += _folded(f"{len(passed)} {Outcome.PASS.value}", _verdict_table(passed))
     rows = list(_figure_rows(run))
     if rows:
-        lines += _folded("Figures", _table(_FIGURE_NAMES, rows, left=2))
+        columns = (*_FIGURE_NAMES, f"p10 : {figures.reference_of_run(run)}")
+        lines += _folded("Figures", _table(columns, rows, left=2))
     return "\n".join(lines).rstrip("\n") + "\n"
 
 

@@ -8,7 +8,7 @@ from statistics import median
 from xml.etree import ElementTree
 
 from hpsbench.baselines import Baseline
-from hpsbench.figures import Figures, in_order, typical_ratio
+from hpsbench.figures import Figures, in_order, reference_variant, typical_ratio
 from hpsbench.published import COMPUTE_INFER, Publication
 from hpsbench.report import charts, notation
 from hpsbench.report.elements import Element, element
@@ -24,7 +24,7 @@ from hpsbench.report.panels import (
     x_axis,
     y_axis,
 )
-from hpsbench.session import NATIVE_TF, NUMPY
+from hpsbench.session import NUMPY
 from hpsbench.workload import split_row
 
 _LEGEND_ROW = 20.0
@@ -53,14 +53,15 @@ def results_files(
         ]
         for preset, stored in sorted(presets.items()):
             cells = {(b.variant, b.batch_size): _figures(b) for b in stored}
-            rows = in_order(sorted({b.variant for b in stored}, key=_place))
-            pictures = _pictures(cells, rows, publications)
+            reference = reference_variant(stored)
+            rows = in_order(sorted({b.variant for b in stored}, key=_place), reference)
+            pictures = _pictures(cells, rows, reference, publications)
             lines += ["", f"## Preset {preset}", "", _provenance(stored), ""]
             for name, (title, picture) in pictures.items():
                 file = f"{machine}-{preset}-{name}.svg"
                 files[file] = picture
                 lines += [f"![{title}]({file})", ""]
-            lines += _table(cells, rows)
+            lines += _table(cells, rows, reference)
         files[f"{machine}.md"] = "\n".join(lines) + "\n"
     return files
 
@@ -103,11 +104,13 @@ def _provenance(stored: Sequence[Baseline]) -> str:
     ).replace("; 1 sessions up to", "; 1 session of")
 
 
-def _table(cells: Mapping[tuple[str, int], Figures], rows: Sequence[str]) -> list[str]:
+def _table(
+    cells: Mapping[tuple[str, int], Figures], rows: Sequence[str], reference: str
+) -> list[str]:
     """Return client medians in milliseconds, each with its p10 ratio in parentheses."""
     sizes = sorted({size for _, size in cells})
     lines = [
-        f"Client latency, p50 in ms (p10 as a ratio to `{NATIVE_TF}`, with the same keys):",
+        f"Client latency, p50 in ms (p10 as a ratio to `{reference}`, with the same keys):",
         "",
         f"| batch | {' | '.join(f'`{row}`' for row in rows)} |",
         f"|---:|{'---:|' * len(rows)}",
@@ -119,7 +122,7 @@ def _table(cells: Mapping[tuple[str, int], Figures], rows: Sequence[str]) -> lis
             if cell is None:
                 texts.append(notation.DASH)
                 continue
-            ratio = "" if split_row(row)[0] == NATIVE_TF else f" ({notation.ratio(cell.ratio)})"
+            ratio = "" if split_row(row)[0] == reference else f" ({notation.ratio(cell.ratio)})"
             texts.append(f"{notation.milliseconds(cell.p50_ns)}{ratio}")
         lines.append(f"| {size} | {' | '.join(texts)} |")
     return lines
@@ -128,6 +131,7 @@ def _table(cells: Mapping[tuple[str, int], Figures], rows: Sequence[str]) -> lis
 def _pictures(
     cells: Mapping[tuple[str, int], Figures],
     rows: Sequence[str],
+    reference: str,
     publications: Sequence[Publication],
 ) -> dict[str, tuple[str, str]]:
     """Return each chart's title and SVG by its name."""
@@ -137,27 +141,25 @@ def _pictures(
         of_keys = [row for row in rows if split_row(row)[1] == keys]
         pictures["-".join(filter(None, ("latency", keys)))] = _standalone(figure, of_keys)
     own = [row for row in rows if not split_row(row)[1]]
-    compared = [row for row in own if row != NATIVE_TF]
+    compared = [row for row in own if row != reference]
     if compared:
-        pictures["ratio"] = _standalone(_ratios(cells, compared, publications), compared)
+        pictures["ratio"] = _standalone(_ratios(cells, compared, reference, publications), compared)
     return pictures
 
 
 def _ratios(
     cells: Mapping[tuple[str, int], Figures],
     rows: Sequence[str],
+    reference: str,
     publications: Sequence[Publication],
 ) -> Element:
     """Return the panel of p10 ratios over batch size, with published ratios dashed."""
-    own = {
-        row: {s: c.ratio for (name, s), c in cells.items() if name == row and c.ratio is not None}
-        for row in rows
-    }
+    own = {row: {s: c.ratio for (name, s), c in cells.items() if name == row} for row in rows}
     sizes = sorted({size for values in own.values() for size in values})
     published: dict[str, dict[int, float]] = {}
     for table in (p.table(COMPUTE_INFER) for p in publications):
-        if table is not None and table.native == NATIVE_TF:
-            native = table.values_of(NATIVE_TF)
+        if table is not None and table.native == reference:
+            native = table.values_of(reference)
             for row in rows:
                 values = {
                     size: ns / native[size]
@@ -172,7 +174,7 @@ def _ratios(
     # One variant far above the others must not press them flat.
     y = log_scale(low, high, frame.bottom, frame.top)
     marks = [
-        *y_axis(frame, y, [(t, f"{t:g}") for t in log_ticks(low, high)], f"p10 : {NATIVE_TF}"),
+        *y_axis(frame, y, [(t, f"{t:g}") for t in log_ticks(low, high)], f"p10 : {reference}"),
         *x_axis(frame, x, [(size, str(size)) for size in sizes], "batch size"),
     ]
     for kind, lines in (("published", published), ("own", own)):
@@ -184,7 +186,7 @@ def _ratios(
             if kind == "own":
                 marks += [marker(place, *at, 3.8, class_=f"dot v{place}") for at in shown]
     dashed = "; dashed: compute infer as published" if any(published.values()) else ""
-    title = f"p10 to {NATIVE_TF}{dashed}"
+    title = f"p10 to {reference}{dashed}"
     return panel(title, "p10 ratios over batch size", _RATIO_HEIGHT, marks)
 
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from hpsbench.figures import Figures, Stages, batch_sizes_of, compared
+from hpsbench.figures import Figures, Stages, batch_sizes_of, compared, reference_of_run
 from hpsbench.published import COMPUTE_INFER, UNITS, Publication, PublishedTable
 from hpsbench.report import charts, notation
 from hpsbench.report.contents import Contents
 from hpsbench.report.elements import Content, Element, element
 from hpsbench.report.forest import forest, forest_scale
 from hpsbench.runs import Run, reproduction
-from hpsbench.session import NATIVE_TF
 from hpsbench.stages import StageProfile
 from hpsbench.verdict import Outcome, Verdict
 
@@ -96,7 +95,8 @@ def figure_table(
         if (table := publication.table(COMPUTE_INFER)) is not None
         and any(size in table.values_of(variant) for variant, size in cells)
     ]
-    own = ("p50, ms", "p10, ms", "infer, ms", "k samples/s", f"p10 : {NATIVE_TF}")
+    ratio = f"p10 : {reference_of_run(contents.run)}"
+    own = ("p50, ms", "p10, ms", "infer, ms", "k samples/s", ratio)
     groups = element(
         "tr",
         element("td"),

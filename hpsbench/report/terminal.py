@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from hpsbench.figures import Figures, figures, in_order
+from hpsbench.figures import Figures, figures, in_order, reference_of_run
 from hpsbench.report import load
 from hpsbench.runs import Run
-from hpsbench.session import NATIVE_TF, Progress
+from hpsbench.session import Progress
 from hpsbench.verdict import Outcome, Verdict
 from hpsbench.workload import split_row
 
@@ -46,7 +46,7 @@ _ROWS: tuple[tuple[str, Callable[[Figures], float | None], Callable[[float], str
         lambda v: _significant(v),
     ),
     ("k samples/s", lambda f: f.samples_per_s / 1e3, lambda v: _significant(v)),
-    (f"p10 : {NATIVE_TF}", lambda f: f.ratio, lambda v: f"{v:.3f}"),
+    ("p10 : {reference}", lambda f: f.ratio, lambda v: f"{v:.3f}"),
 )
 
 
@@ -60,7 +60,8 @@ def table(run: Run, *, concurrency: int, width: int) -> list[Line]:
         for m in (r.measurement for r in run.results)
     }
     # Tests may run in any order; the variant that the others are divided by stands first.
-    variants = in_order(dict.fromkeys(v for v, _ in cells))
+    reference = reference_of_run(run)
+    variants = in_order(dict.fromkeys(v for v, _ in cells), reference)
     batch_sizes = sorted({size for _, size in cells})
     column = max([_MIN_COLUMN, *(len(v) for v in variants)]) + 2
     per_table = max(1, (width - _BATCH_WIDTH - _LABEL_WIDTH) // column)
@@ -77,7 +78,7 @@ def table(run: Run, *, concurrency: int, width: int) -> list[Line]:
         lines.append(Line(text=_labelled("batch", "", head), bold=True))
         for size in batch_sizes:
             lines.append(Line(text=rule))
-            lines += _rows(size, [cells.get((v, size)) for v in shown], column)
+            lines += _rows(size, [cells.get((v, size)) for v in shown], reference, column)
         lines += [Line(text=rule), Line()]
     return lines
 
@@ -188,7 +189,9 @@ class ProgressLine:
             self._write_line(text)
 
 
-def _rows(batch_size: int, cells: Sequence[Figures | None], column: int) -> list[Line]:
+def _rows(
+    batch_size: int, cells: Sequence[Figures | None], reference: str, column: int
+) -> list[Line]:
     lines = []
     for number, (label, figure_of, written) in enumerate(_ROWS):
         batch = str(batch_size) if number == 0 else ""
@@ -196,6 +199,7 @@ def _rows(batch_size: int, cells: Sequence[Figures | None], column: int) -> list
         for cell in cells:
             value = None if cell is None else figure_of(cell)
             texts.append(("-" if value is None else written(value)).rjust(column))
+        label = label.format(reference=reference)
         lines.append(Line(text=_labelled(batch, label, "".join(texts))))
     return lines
 

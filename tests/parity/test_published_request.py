@@ -12,14 +12,15 @@ from hpsbench.commands.doctor import require_memory
 from hpsbench.config import Suite, load_suite
 from hpsbench.models.build import build_repository
 from hpsbench.models.dlrm import PUBLISHED_KEYS, published_request
-from hpsbench.models.variants import registered_variants, select_variants
-from hpsbench.serving import ServedVariants, numpy_answer, served_variants
+from hpsbench.models.variants import select_variants, variants_of
+from hpsbench.plugin import OPTIONS_KEY
+from hpsbench.serving import ServedVariants, served_variants
 
 pytestmark = pytest.mark.server
 
 
 @pytest.fixture(scope="module")
-def full_key_space(smoke_suite: Suite) -> Suite:
+def full_key_space(pytestconfig: pytest.Config) -> Suite:
     """Every published row, four floats wide instead of 128, so that any machine holds them."""
     wide = load_suite("criteo").tables.num_embeddings
     return load_suite(
@@ -27,7 +28,7 @@ def full_key_space(smoke_suite: Suite) -> Suite:
         [
             f"tables.num_embeddings={wide}",
             "tables.embedding_dim=4",
-            f"servers.triton={smoke_suite.servers.triton}",
+            f"servers.triton={pytestconfig.stash[OPTIONS_KEY].suite.servers.triton}",
         ],
     )
 
@@ -36,12 +37,12 @@ def full_key_space(smoke_suite: Suite) -> Suite:
 def served_in_full(full_key_space: Suite, work_folder: Path) -> Iterator[ServedVariants]:
     require_memory(full_key_space)
     folder = work_folder / "full-key-space"
-    build = build_repository(full_key_space, select_variants([]), folder)
+    build = build_repository(full_key_space, select_variants([], full_key_space), folder)
     with served_variants(build, log=folder / "triton.log") as served:
         yield served
 
 
-@pytest.mark.parametrize("variant_name", registered_variants())
+@pytest.mark.parametrize("variant_name", variants_of(load_suite("smoke")))
 def test_the_published_sample_request_is_answered_as_printed(
     served_in_full: ServedVariants, variant_name: str
 ) -> None:
@@ -52,4 +53,4 @@ def test_the_published_sample_request_is_answered_as_printed(
         answer = client.infer()["output_1"]
     half = variant.precision == "float16"
     atol = 4 * served_in_full.build.half_accuracy.max_absolute_error if half else 2e-6
-    np.testing.assert_allclose(answer, numpy_answer(served_in_full.build, batch), rtol=0, atol=atol)
+    np.testing.assert_allclose(answer, served_in_full.build.answer(batch), rtol=0, atol=atol)

@@ -11,7 +11,6 @@ from hpsbench.config import load_suite
 from hpsbench.models.build import build_repository
 from hpsbench.models.dlrm import Batch, numerical_features
 from hpsbench.models.variants import select_variants
-from hpsbench.serving import numpy_answer
 
 
 def test_a_model_compiled_by_xla_answers_as_the_numpy_reference(tmp_path: Path) -> None:
@@ -32,4 +31,4 @@ def test_a_model_compiled_by_xla_answers_as_the_numpy_reference(tmp_path: Path) 
             categorical_features=tf.constant(batch.categorical),
             numerical_features=tf.constant(batch.numerical),
         )["output_1"]
-        np.testing.assert_allclose(answer, numpy_answer(build, batch), rtol=0, atol=2e-6)
+        np.testing.assert_allclose(answer, build.answer(batch), rtol=0, atol=2e-6)

@@ -14,8 +14,8 @@ from hpsbench.config import load_suite
 from hpsbench.errors import AccuracyError
 from hpsbench.models import accuracy
 from hpsbench.models.accuracy import Accuracy, auc, check_accuracy
-from hpsbench.models.build import Build
 from hpsbench.models.dlrm import numerical_features
+from hpsbench.models.kinds.dlrm import DlrmBuild
 from hpsbench.models.onnx import half_precision
 from hpsbench.models.onnx_engine import Buffer, EngineOptions, OnnxEngine
 from hpsbench.models.repository import ModelRepository
@@ -25,10 +25,10 @@ SLOTS, DIM, SAMPLES = 26, 16, 256
 
 
 @pytest.fixture(scope="module")
-def build(tmp_path_factory: pytest.TempPathFactory) -> Build:
+def build(tmp_path_factory: pytest.TempPathFactory) -> DlrmBuild:
     suite = load_suite("smoke", [f"tables.embedding_dim={DIM}", "dlrm.top_mlp=[64, 64, 32, 1]"])
     folder = tmp_path_factory.mktemp("accuracy")
-    return Build(suite, folder, ModelRepository(folder / "repository"))
+    return DlrmBuild(suite, folder, ModelRepository(folder / "repository"))
 
 
 @pytest.fixture(scope="module")
@@ -53,12 +53,12 @@ def check(single: onnx.ModelProto, half: onnx.ModelProto, sample: tuple) -> Accu
     return check_accuracy(single, half, *sample, seed=1)
 
 
-def test_nodes_are_named_after_the_layers(build: Build) -> None:
+def test_nodes_are_named_after_the_layers(build: DlrmBuild) -> None:
     names = [node.name for node in build.dense_onnx.graph.node]
     assert {"bottom_2/Relu", "interaction/MatMul", "top_0/MatMul", "top_3/Sigmoid"} <= set(names)
 
 
-def test_onnx_answers_as_the_keras_model(build: Build, sample: tuple) -> None:
+def test_onnx_answers_as_the_keras_model(build: DlrmBuild, sample: tuple) -> None:
     engine = OnnxEngine(build.dense_onnx.SerializeToString(), EngineOptions())
     vectors, numerical = sample
     given = engine.run({"vectors": vectors, "numerical_features": numerical})["output_1"]
@@ -66,14 +66,14 @@ def test_onnx_answers_as_the_keras_model(build: Build, sample: tuple) -> None:
     np.testing.assert_allclose(given, expected, rtol=0, atol=1e-6)
 
 
-def test_zeros_fill_the_odd_lengths_up(build: Build) -> None:
+def test_zeros_fill_the_odd_lengths_up(build: DlrmBuild) -> None:
     # 27 vectors of 16 values, and 16 + 351 inputs of the top MLP.
     shapes = [list(w.dims) for w in build.dense_onnx.graph.initializer]
     assert [368, 64] in shapes
     assert [256, 16 + 5 * 16] in shapes
 
 
-def test_an_engine_reads_and_writes_bound_memory(build: Build, sample: tuple) -> None:
+def test_an_engine_reads_and_writes_bound_memory(build: DlrmBuild, sample: tuple) -> None:
     engine = OnnxEngine(build.dense_onnx.SerializeToString(), EngineOptions())
     assert engine.description.endswith(", CPU")
     vectors, numerical = (np.copy(array[:3]) for array in sample)
@@ -89,7 +89,7 @@ def test_an_engine_reads_and_writes_bound_memory(build: Build, sample: tuple) ->
         np.testing.assert_allclose(answer, expected, rtol=0, atol=1e-6)
 
 
-def test_float16_takes_half_vectors_and_passes(build: Build, sample: tuple) -> None:
+def test_float16_takes_half_vectors_and_passes(build: DlrmBuild, sample: tuple) -> None:
     half = build.half_dense_onnx
     types = {i.name: i.type.tensor_type.elem_type for i in half.graph.input}
     assert types == {
@@ -105,7 +105,7 @@ def test_float16_takes_half_vectors_and_passes(build: Build, sample: tuple) -> N
 
 @pytest.mark.parametrize("layer", ["bottom_1", "top_0", "top_2"])
 def test_an_overflow_names_the_layer_where_it_begins(
-    build: Build, sample: tuple, layer: str
+    build: DlrmBuild, sample: tuple, layer: str
 ) -> None:
     # Weights that float16 holds, of whose products it does not hold the sum.
     single = scaled(build.dense_onnx, f"{layer}/MatMul", 60_000)
@@ -113,20 +113,20 @@ def test_an_overflow_names_the_layer_where_it_begins(
         check(single, half_precision(single), sample)
 
 
-def test_a_weight_beyond_float16_names_the_layer(build: Build) -> None:
+def test_a_weight_beyond_float16_names_the_layer(build: DlrmBuild) -> None:
     single = scaled(build.dense_onnx, "top_1/MatMul", 1e6)
     with pytest.raises(AccuracyError, match=r"float16 cannot hold a weight of top_1/MatMul"):
         half_precision(single)
 
 
-def test_nan_is_told_from_infinity(build: Build, sample: tuple) -> None:
+def test_nan_is_told_from_infinity(build: DlrmBuild, sample: tuple) -> None:
     vectors, numerical = (np.copy(array) for array in sample)
     vectors[3, 5] = np.nan
     with pytest.raises(AccuracyError, match=r"interaction/concat gives NaN"):
         check(build.dense_onnx, build.half_dense_onnx, (vectors, numerical))
 
 
-def test_an_answer_too_far_off_is_refused(build: Build, sample: tuple) -> None:
+def test_an_answer_too_far_off_is_refused(build: DlrmBuild, sample: tuple) -> None:
     other = scaled(build.half_dense_onnx, "top_1/MatMul", 1)
     bias = next(n for n in other.graph.node if n.name == "top_3/Add").input[1]
     weight = next(w for w in other.graph.initializer if w.name == bias)
@@ -153,9 +153,9 @@ def test_auc_counts_pairs_and_ties_half() -> None:
 
 
 def test_a_variant_that_fails_the_gate_is_not_served(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, build: Build, sample: tuple
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, build: DlrmBuild, sample: tuple
 ) -> None:
-    failing = Build(build.suite, tmp_path, ModelRepository(tmp_path / "repository"))
+    failing = DlrmBuild(build.suite, tmp_path, ModelRepository(tmp_path / "repository"))
     object.__setattr__(failing, "dense_onnx", scaled(build.dense_onnx, "top_1/MatMul", 1e6))
     object.__setattr__(failing, "table", type("Table", (), {"rows": np.zeros((20_000, DIM), "f4")}))
     with pytest.raises(AccuracyError, match=r"hps_onnx_fp16 is not served: .*top_1/MatMul"):

@@ -14,6 +14,7 @@ DOCS = Path(__file__).parents[2] / "docs"
 SECTIONS = {
     "tables": config.TableConfig,
     "dlrm": config.DlrmConfig,
+    "fusion": config.FusionConfig,
     "load": config.LoadConfig,
     "servers": config.ServerConfig,
     "hps": config.HpsConfig,
@@ -31,7 +32,7 @@ JSON_OBJECTS = (
 
 def test_the_sections_are_those_of_a_suite() -> None:
     assert [f.name for f in dataclasses.fields(config.Suite) if f.name != "preset"] == [
-        "tables", "load", "dlrm", "servers", "hps", "gate", "open_loop",
+        "tables", "load", "dlrm", "fusion", "servers", "hps", "gate", "open_loop",
     ]  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from hpsbench.config import load_suite
-from hpsbench.models.build import Build, ps_configuration
+from hpsbench.models.kinds.dlrm import DlrmBuild, ps_configuration
 from hpsbench.models.repository import EnsembleStep, ModelRepository, TensorSpec
 from hpsbench.models.variants import (
     OUTPUT_SPECS,
@@ -23,6 +23,7 @@ from hpsbench.models.variants import (
     native_tf_hybrid,
     registered_variants,
     select_variants,
+    variants_of,
 )
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "repository"
@@ -88,21 +89,22 @@ def test_what_cannot_differ_without_a_gpu_is_left_out_with_the_reason(
 ) -> None:
     for variant in (hps_onnx_fp16, native_tf_hybrid):
         monkeypatch.setattr(variant, "find_gpus", lambda: ())
-    measured, reasons = default_variants()
+    suite = load_suite("laptop")
+    measured, reasons = default_variants(suite)
     assert reasons["native_tf_hybrid"] == "without a GPU it is native_tf"
     assert "casts float16 to float32" in reasons["hps_onnx_fp16"]
     names = {variant.name for variant in measured}
     assert {"native_tf", "hps_tf", "hps_ensemble", "hps_onnx_fp32"} <= names
-    assert names | set(reasons) == set(registered_variants())
+    assert names | set(reasons) == set(variants_of(suite))
     assert not names & set(reasons)
     for variant in (hps_onnx_fp16, native_tf_hybrid):
         monkeypatch.setattr(variant, "find_gpus", lambda: ("a GPU",))
-    assert not default_variants()[1]
+    assert not default_variants(suite)[1]
 
 
 def test_the_parameter_server_is_configured_for_the_suite(tmp_path: Path) -> None:
     suite = load_suite("laptop", ["hps.gpucacheper=0.5"])
-    model = ps_configuration(Build(suite, tmp_path, ModelRepository(tmp_path))).models[0]
+    model = ps_configuration(DlrmBuild(suite, tmp_path, ModelRepository(tmp_path))).models[0]
     assert model.embedding_vecsize_per_table == (128,)
     assert model.maxnum_catfeature_query_per_table_per_sample == (26,)
     assert model.max_batch_size == 4096

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from hpsbench.config import load_suite
-from hpsbench.models.build import Build
+from hpsbench.models.kinds.dlrm import DlrmBuild
 from hpsbench.models.repository import ModelRepository
-from hpsbench.serving import DISTINCT_REQUESTS, NUMPY_SAMPLES, numpy_dlrm, request_batches
+from hpsbench.serving import DISTINCT_REQUESTS, NUMPY_SAMPLES, numpy_reference, request_batches
 
 
-class RowsAsked(Build):
+class RowsAsked(DlrmBuild):
     """A build whose table is made of ones, and which notes the keys it was asked for."""
 
     def rows(self, keys: np.ndarray) -> np.ndarray:
@@ -41,7 +41,7 @@ def test_the_numpy_reference_takes_batches_in_turn_and_the_head_of_large_ones(
         load_suite("smoke", ["load.keys=uniform"]), tmp_path, ModelRepository(tmp_path)
     )
     batches = request_batches(build.suite, NUMPY_SAMPLES + 44)[:2]
-    send = numpy_dlrm(build, batches)
+    send = numpy_reference(build, batches)
     for _ in range(3):
         send()
     asked = build.__dict__["asked"]

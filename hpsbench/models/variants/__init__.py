@@ -1,4 +1,4 @@
-"""The variants: every way to serve the one DLRM, a file each.
+"""The variants: every way to serve DLRM, or another kind of model, a file each.
 
 A new variant is a new module here that defines `VARIANT`; nothing else names it.
 """
@@ -21,8 +21,9 @@ import numpy.typing as npt
 from hpsbench.config import Suite
 from hpsbench.errors import ConfigError
 from hpsbench.machine import find_gpus
-from hpsbench.models.build import HPS_MODEL, Build
+from hpsbench.models.build import Build, require_kind
 from hpsbench.models.dlrm import Batch
+from hpsbench.models.kinds.dlrm import HPS_MODEL, DlrmBuild
 from hpsbench.models.repository import TensorSpec
 
 if TYPE_CHECKING:
@@ -36,17 +37,19 @@ def feature_inputs(batch: Batch) -> dict[str, npt.NDArray[Any]]:
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """One way to serve DLRM; `name` is also the name of the Triton model that clients ask."""
+    """One way to serve a model; `name` is also that of the Triton model which clients ask."""
 
     name: str
+    #: The kind of model that it serves, and whose `Build` it is exported from.
+    kind: str = "dlrm"
     #: As the published tables call it.
     title: str
-    export: Callable[[Build], None]
+    export: Callable[[Any], None]
     #: Every model to load, steps before the ensemble that uses them.
     models: tuple[str, ...]
     #: The models whose server-side times add up to this variant's.
     timed_models: tuple[str, ...]
-    inputs: Callable[[Batch], Mapping[str, npt.NDArray[Any]]] = feature_inputs
+    inputs: Callable[[Any], Mapping[str, npt.NDArray[Any]]] = feature_inputs
     #: What its dense part computes in: `float32` or `float16`.
     precision: str = "float32"
     #: Returns why there is no point in measuring it on this machine; None where there is one.
@@ -66,21 +69,35 @@ def registered_variants() -> dict[str, Variant]:
     return {v.name: v for v in sorted(variants, key=lambda v: (v.order, v.name))}
 
 
-def select_variants(names: Sequence[str]) -> list[Variant]:
-    """Return the variants of these names in table order; all of them when `names` is empty."""
+def variants_of(suite: Suite) -> dict[str, Variant]:
+    """Return every variant of the model that a suite serves, by name, in table order."""
+    return {n: v for n, v in registered_variants().items() if v.kind == suite.model}
+
+
+def select_variants(names: Sequence[str], suite: Suite | None = None) -> list[Variant]:
+    """Return the variants of these names in table order; all of them when `names` is empty.
+
+    With a suite, only those of its model. Raises ConfigError for an unknown one, and for one of
+    another model.
+    """
     known = registered_variants()
+    choice = known if suite is None else variants_of(suite)
     for name in names:
         if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
+            close = difflib.get_close_matches(name, choice, n=1)
             meant = f"did you mean {close[0]}? " if close else ""
-            raise ConfigError(f"unknown variant {name!r}", hint=f"{meant}Known: {', '.join(known)}")
-    return [v for n, v in known.items() if not names or n in names]
+            raise ConfigError(
+                f"unknown variant {name!r}", hint=f"{meant}Known: {', '.join(choice)}"
+            )
+        if suite is not None:
+            require_kind(known[name], suite)
+    return [v for n, v in choice.items() if not names or n in names]
 
 
-def default_variants() -> tuple[list[Variant], dict[str, str]]:
+def default_variants(suite: Suite) -> tuple[list[Variant], dict[str, str]]:
     """Return the variants to measure where none is named, and why each other one is left out."""
-    reasons = {name: variant.left_out() for name, variant in registered_variants().items()}
-    measured = [v for name, v in registered_variants().items() if reasons[name] is None]
+    reasons = {name: variant.left_out() for name, variant in variants_of(suite).items()}
+    measured = [v for name, v in variants_of(suite).items() if reasons[name] is None]
     return measured, {name: reason for name, reason in reasons.items() if reason is not None}
 
 
@@ -132,7 +149,7 @@ def link_savedmodel(saved: Path, version_folder: Path) -> None:
 
 
 def add_onnx_server(
-    build: Build, model: str, dense: onnx.ModelProto, vector_type: str = "float32"
+    build: DlrmBuild, model: str, dense: onnx.ModelProto, vector_type: str = "float32"
 ) -> None:
     """Add the Triton model that serves `dense` behind a lookup of vectors of `vector_type`."""
     import onnx

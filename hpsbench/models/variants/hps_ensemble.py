@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from hpsbench.models.build import HPS_MODEL, Build
 from hpsbench.models.dlrm import Batch
+from hpsbench.models.kinds.dlrm import HPS_MODEL, DlrmBuild
 from hpsbench.models.repository import EnsembleStep, TensorSpec
 from hpsbench.models.variants import (
     OUTPUT_SPECS,
@@ -21,7 +21,7 @@ from hpsbench.models.variants import (
 ENSEMBLE, LOOKUP, DENSE = "hps_ensemble", "hps_ensemble_lookup", "hps_ensemble_dense"
 
 
-def export(build: Build) -> None:
+def export(build: DlrmBuild) -> None:
     key_specs = [
         TensorSpec("KEYS", "TYPE_INT64", (-1, -1)),
         TensorSpec("NUMKEYS", "TYPE_INT32", (-1, -1)),
@@ -61,7 +61,7 @@ def export(build: Build) -> None:
     )
 
 
-def _export_dense(build: Build) -> None:
+def _export_dense(build: DlrmBuild) -> None:
     import tensorflow as tf
 
     from hpsbench.models.savedmodel import export_savedmodel

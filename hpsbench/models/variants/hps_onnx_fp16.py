@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from hpsbench.errors import AccuracyError
 from hpsbench.machine import find_gpus
-from hpsbench.models.build import Build
+from hpsbench.models.kinds.dlrm import DlrmBuild
 from hpsbench.models.variants import Variant, add_onnx_server
 
 NAME = "hps_onnx_fp16"
 
 
-def export(build: Build) -> None:
+def export(build: DlrmBuild) -> None:
     """Write the model, unless it fails the accuracy gate: then raise AccuracyError."""
     try:
         _ = build.half_accuracy

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from hpsbench.models.build import Build
+from hpsbench.models.kinds.dlrm import DlrmBuild
 from hpsbench.models.variants import Variant, add_onnx_server
 
 NAME = "hps_onnx_fp32"
 
 
-def export(build: Build) -> None:
+def export(build: DlrmBuild) -> None:
     add_onnx_server(build, NAME, build.dense_onnx)
 
 

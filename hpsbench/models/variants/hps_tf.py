@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 
-from hpsbench.models.build import HPS_MODEL, Build
+from hpsbench.models.kinds.dlrm import HPS_MODEL, DlrmBuild
 from hpsbench.models.variants import (
     Variant,
     add_savedmodel_server,
@@ -13,7 +13,7 @@ from hpsbench.models.variants import (
 )
 
 
-def export(build: Build) -> None:
+def export(build: DlrmBuild) -> None:
     import tensorflow as tf
 
     from hpsbench.models.keras_dlrm import dlrm_model

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hpsbench.models.build import Build
+from hpsbench.models.kinds.dlrm import DlrmBuild
 from hpsbench.models.variants import (
     Variant,
     add_savedmodel_server,
@@ -12,7 +12,7 @@ from hpsbench.models.variants import (
 )
 
 
-def export(build: Build) -> None:
+def export(build: DlrmBuild) -> None:
     link_savedmodel(build.native_savedmodel, build.repository.version_folder("native_tf"))
     add_savedmodel_server(
         build,

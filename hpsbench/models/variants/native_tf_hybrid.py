@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from hpsbench.machine import find_gpus
-from hpsbench.models.build import Build
+from hpsbench.models.kinds.dlrm import DlrmBuild
 from hpsbench.models.variants import (
     Variant,
     add_savedmodel_server,
@@ -15,7 +15,7 @@ from hpsbench.models.variants import (
 NAME = "native_tf_hybrid"
 
 
-def export(build: Build) -> None:
+def export(build: DlrmBuild) -> None:
     """Serve the native SavedModel with each variable on its device: the rows' is the CPU."""
     link_savedmodel(build.native_savedmodel, build.repository.version_folder(NAME))
     add_savedmodel_server(

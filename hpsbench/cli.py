@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 from hpsbench import baselines, published, runs
 from hpsbench.commands import compare, profile, selftest
@@ -23,16 +23,19 @@ from hpsbench.report.contents import earlier_runs, gather
 from hpsbench.report.results import results_files
 from hpsbench.verdict import Outcome
 
-EXIT_CODES = """exit codes:
+EXIT_CODES = """exit statuses:
   0   done; every check passed
-  1   `compare` found a regression; a check of `doctor` failed (pytest: a regression, a failed test)
-  4   the command line, a configuration or a stored file is wrong
-  10  no verdict: of `compare`, `load`, `selftest` (pytest: of a benchmark, with --strict-gate)
+  1   `compare` found a regression, or a check of `doctor` failed
+  4   the command line, a configuration or a stored file cannot be used
+  10  no verdict: of `compare`, `load` or `selftest`
   130 interrupted with Ctrl-C
 """
 
 #: As shells have it for a program that Ctrl-C ended.
 EXIT_INTERRUPTED = 130
+
+
+_AnyParser = TypeVar("_AnyParser", bound=argparse.ArgumentParser)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -64,39 +67,52 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the whole command line."""
     parser = _Parser(
         prog="hpsbench",
-        description="Baselines, comparisons and checks of inference benchmarks; pytest measures.",
+        description="Baselines, reports, comparisons and checks around the benchmarks that pytest "
+        "runs.",
         epilog=EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    baseline = commands.add_parser("baseline", help="store, show and compare baselines")
-    actions = baseline.add_subparsers(required=True, metavar="ACTION")
+    commands = parser.add_subparsers(
+        required=True, metavar="COMMAND", title="commands, each with its own --help"
+    )
+    baseline = _add(commands, "baseline", "store, show and compare baselines")
+    actions = baseline.add_subparsers(
+        required=True, metavar="ACTION", title="actions, each with its own --help"
+    )
 
-    update = actions.add_parser("update", help="store what runs measured as the baselines")
+    update = _add(actions, "update", "store what runs measured as the baselines")
     update.add_argument(
         "--append",
         action="store_true",
-        help="add the runs to the stored ones, which makes the verdicts firmer",
+        help="add the runs to what is stored, for a firmer baseline (default: replace it)",
     )
     update.add_argument(
-        "--only", action="append", metavar="ID", help="store this benchmark alone; repeatable"
+        "--only",
+        action="append",
+        metavar="ID",
+        help="store this benchmark alone; repeatable (default: all)",
     )
     _add_baselines(update)
     _add_runs(update)
     update.set_defaults(command=_update)
 
-    show = actions.add_parser("show", help="list the stored baselines, or all of some")
-    show.add_argument("ids", nargs="*", metavar="ID", help="show every launch of this benchmark")
-    show.add_argument("--machine", metavar="CLASS", help="of another class than this machine's")
+    show = _add(actions, "show", "list the stored baselines, or every launch of some")
+    show.add_argument(
+        "ids",
+        nargs="*",
+        metavar="ID",
+        help="show every launch of this benchmark (default: list all)",
+    )
+    show.add_argument("--machine", metavar="CLASS", help="class of machine (default: this one's)")
     _add_baselines(show)
     show.set_defaults(command=_show)
 
-    diff = actions.add_parser("diff", help="show what `update` would change")
+    diff = _add(actions, "diff", "show what `update` would change")
     _add_baselines(diff)
     _add_runs(diff)
     diff.set_defaults(command=_diff)
 
-    report = commands.add_parser("report", help="rebuild the report of a stored run")
+    report = _add(commands, "report", "rebuild the report of a stored run")
     _add_baselines(report)
     _add_runs(
         report,
@@ -115,28 +131,36 @@ def build_parser() -> argparse.ArgumentParser:
         "--results",
         metavar="DIR",
         type=Path,
-        help="write a page with charts for each machine that has baselines, of no run",
+        help="of no run: write a page with charts for each machine that has baselines",
     )
     report.set_defaults(command=_report)
 
     compare.add_arguments(
-        commands.add_parser("compare", help="measure two servers side by side, and judge one")
+        _add(commands, "compare", "measure two servers side by side, and judge one")
     )
 
     load_command.add_arguments(
-        commands.add_parser("load", help="load a model at given rates, or up to saturation")
+        _add(
+            commands,
+            "load",
+            "measure latency at given rates (open loop), or up to saturation",
+        )
     )
 
     selftest.add_arguments(
-        commands.add_parser("selftest", help="measure what comparisons can tell apart here")
+        _add(commands, "selftest", "measure how small a change `compare` finds on this machine")
     )
 
     profile.add_arguments(
-        commands.add_parser("profile", help="measure the parameter server's lookups and tiers")
+        _add(commands, "profile", "measure the parameter server's lookups and tiers")
     )
 
-    doctor = commands.add_parser("doctor", help="check whether this machine can measure")
-    doctor.add_argument("--preset", metavar="NAME", help="check for this preset")
+    doctor = _add(commands, "doctor", "check this machine, or a parameter server's configuration")
+    doctor.add_argument(
+        "--preset",
+        metavar="NAME",
+        help="check for this preset (default: criteo with a GPU, else laptop)",
+    )
     doctor.add_argument(
         "--set",
         dest="overrides",
@@ -153,6 +177,13 @@ def build_parser() -> argparse.ArgumentParser:
     )
     doctor.set_defaults(command=_doctor)
     return parser
+
+
+def _add(
+    commands: argparse._SubParsersAction[_AnyParser], name: str, purpose: str
+) -> argparse.ArgumentParser:
+    sentence = f"{purpose[0].upper()}{purpose[1:]}."
+    return commands.add_parser(name, help=purpose, description=sentence)
 
 
 def _add_baselines(parser: argparse.ArgumentParser) -> None:

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Protocol
 
 from hpsbench import revisions, runs
-from hpsbench.config import PROTOCOLS, ServerConfig, environment, load_suite
+from hpsbench.commands.request_options import add_request_options
+from hpsbench.config import ServerConfig, environment, load_suite
 from hpsbench.duets import comparisons, selftests
 from hpsbench.duets.answers import TOLERANCE, AnswerDifference, Answers, answer_difference
 from hpsbench.duets.comparisons import StoredComparison, compared_launches
@@ -20,7 +21,7 @@ from hpsbench.duets.pairs import NAMES, Contender, contender, fresh_pair, same_r
 from hpsbench.duets.session import LaunchDone, run_duet
 from hpsbench.errors import ConfigError, RequestError
 from hpsbench.gate import exit_code
-from hpsbench.load.inputs import DATA, Requests, parse_shapes
+from hpsbench.load.inputs import Requests, parse_shapes
 from hpsbench.machine import this_machine
 from hpsbench.report import duet as report
 from hpsbench.report import files, markdown, resolution
@@ -37,63 +38,63 @@ _DEFAULTS = DuetPolicy()
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
-    what = (
-        "the folder of a Triton model repository, http://HOST:PORT of a running Triton, or a git "
-        "revision of hpsbench"
+    sides = parser.add_argument_group("sides")
+    sides.add_argument(
+        "--baseline",
+        required=True,
+        metavar="X",
+        help="the folder of a Triton model repository, http://HOST:PORT of a running Triton, or a "
+        "git revision of this repository",
     )
-    parser.add_argument("--baseline", required=True, metavar="X", help=what)
-    parser.add_argument("--candidate", required=True, metavar="Y", help=f"the same: {what}")
-    parser.add_argument(
-        "--model", required=True, metavar="NAME", help="the model (of a revision: variant) to ask"
+    sides.add_argument(
+        "--candidate", required=True, metavar="Y", help="the one that is judged: any of the same"
     )
-    parser.add_argument(
-        "--preset", metavar="NAME", help="what a revision builds (default: as of a session)"
+    sides.add_argument(
+        "--model",
+        required=True,
+        metavar="NAME",
+        help="the model to ask on both sides; of a revision, the variant",
     )
-    parser.add_argument(
-        "--batch-size", type=int, default=1, metavar="N", help="samples of a request (default: 1)"
+    sides.add_argument(
+        "--triton",
+        choices=("bundled", "system"),
+        help="what serves the folders (default: bundled)",
     )
-    parser.add_argument(
-        "--shape",
+    sides.add_argument(
+        "--preset",
+        metavar="NAME",
+        help="what a revision builds (default: criteo with a GPU, else laptop)",
+    )
+    sides.add_argument(
+        "--set",
+        dest="overrides",
+        metavar="SECTION.FIELD=VALUE",
         action="append",
         default=[],
-        metavar="NAME:N,N",
-        help="an input's shape where its configuration leaves it open; repeatable",
+        help="change a deadline, such as servers.startup_timeout_s=600, or a field of a "
+        "revision's preset; repeatable",
     )
-    parser.add_argument(
-        "--input-data", type=Path, metavar="FILE", help="requests as perf_analyzer's JSON"
-    )
-    parser.add_argument(
-        "--data", choices=DATA, default=DATA[0], help="made-up values without --input-data"
-    )
+    add_request_options(parser)
+    judging = parser.add_argument_group("measuring and judging")
     for name, default, meaning in (
-        ("launches", _DEFAULTS.launches, "fresh pairs of servers"),
+        ("launches", _DEFAULTS.launches, "fresh starts of both servers"),
         ("pairs", _DEFAULTS.pairs, "pairs of requests in each launch"),
         ("warm-up", _DEFAULTS.warm_up, "pairs of requests before them, which do not count"),
     ):
-        parser.add_argument(
-            f"--{name}", type=int, default=default, metavar="N", help=f"{meaning} ({default})"
+        judging.add_argument(
+            f"--{name}",
+            type=int,
+            default=default,
+            metavar="N",
+            help=f"{meaning} (default: {default})",
         )
-    parser.add_argument(
-        "--protocol", choices=PROTOCOLS, default=PROTOCOLS[0], help="how requests travel (http)"
-    )
-    parser.add_argument(
+    judging.add_argument(
         "--answer-tolerance",
         type=float,
         default=TOLERANCE,
         metavar="X",
         help="how far the candidate's answers may be from the baseline's, relative where they are "
         f"above 1; inf takes any (default: {TOLERANCE:g})",
-    )
-    parser.add_argument(
-        "--triton", choices=("bundled", "system"), help="what serves the folders (bundled)"
-    )
-    parser.add_argument(
-        "--set",
-        dest="overrides",
-        metavar="SECTION.FIELD=VALUE",
-        action="append",
-        default=[],
-        help="change a deadline (`servers`), or a field of the preset of revisions; repeatable",
     )
     parser.set_defaults(command=_command)
 

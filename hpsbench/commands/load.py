@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from hpsbench import load_results, runs
+from hpsbench.commands.request_options import add_request_options
 from hpsbench.config import ARRIVALS, ServerConfig
 from hpsbench.duets import comparisons
 from hpsbench.duets.pairs import contender
@@ -14,7 +15,7 @@ from hpsbench.errors import ConfigError
 from hpsbench.gate import EXIT_NO_VERDICT, EXIT_PASSED
 from hpsbench.load.arrivals import Arrivals, read_intervals
 from hpsbench.load.client import connect
-from hpsbench.load.inputs import DATA, Requests, parse_shapes
+from hpsbench.load.inputs import Requests, parse_shapes
 from hpsbench.load_curve import LoadCurve
 from hpsbench.load_results import LoadResult
 from hpsbench.load_session import LoadPlan, measure_load
@@ -30,10 +31,19 @@ _DEFAULTS = LoadPlan()
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
     parser.add_argument(
-        "source", help="http://HOST:PORT of a running Triton, or a model repository's folder"
+        "source",
+        metavar="SOURCE",
+        help="http://HOST:PORT of a running Triton, or the folder of a Triton model repository",
     )
     parser.add_argument("--model", required=True, metavar="NAME", help="the model to ask")
     parser.add_argument(
+        "--json",
+        type=Path,
+        metavar="FILE",
+        help=f"where all figures go (default: a file in {load_results.FOLDER}, for the report)",
+    )
+    load = parser.add_argument_group("load")
+    load.add_argument(
         "--rate",
         type=float,
         action="append",
@@ -41,51 +51,54 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="HZ",
         help="requests per second; repeatable (default: a sweep up to saturation)",
     )
-    parser.add_argument(
-        "--arrivals", choices=ARRIVALS, default="poisson", help="how requests arrive (poisson)"
+    load.add_argument(
+        "--arrivals",
+        choices=ARRIVALS,
+        default="poisson",
+        help="how requests arrive (default: %(default)s)",
     )
-    parser.add_argument(
+    load.add_argument(
         "--request-intervals",
         type=Path,
         metavar="FILE",
-        help="recorded arrivals: microseconds between requests, one a line",
+        help="of recorded arrivals: microseconds between requests, one a line",
     )
-    parser.add_argument(
-        "--duration", type=float, default=_DEFAULTS.duration_s, metavar="S",
-        help="seconds of each rate (10)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--warm-up", type=float, default=_DEFAULTS.warmup_s, metavar="S",
-        help="seconds before them, which do not count (1)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--slo-ms", type=float, metavar="MS", help="count the requests answered within this time"
+    load.add_argument(
+        "--duration",
+        type=float,
+        default=_DEFAULTS.duration_s,
+        metavar="S",
+        help="seconds of each rate (default: %(default)g)",
     )
-    parser.add_argument(
-        "--connections", type=int, default=_DEFAULTS.connections, metavar="N",
-        help="requests that may be unanswered at a time (64)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--protocol", choices=("http", "grpc"), default="http", help="http or grpc (http)"
+    load.add_argument(
+        "--warm-up",
+        type=float,
+        default=_DEFAULTS.warmup_s,
+        metavar="S",
+        help="seconds before them, which do not count (default: %(default)g)",
     )
-    parser.add_argument(
-        "--batch-size", type=int, default=1, metavar="N", help="samples of a request (1)"
+    load.add_argument(
+        "--slo-ms",
+        type=float,
+        metavar="MS",
+        help="tell the share of requests answered within this time, and sweep up to it "
+        "(default: none)",
     )
-    parser.add_argument(
-        "--shape",
-        action="append",
-        default=[],
-        metavar="NAME:N,N",
-        help="an input's shape where its configuration leaves it open; repeatable",
+    load.add_argument(
+        "--connections",
+        type=int,
+        default=_DEFAULTS.connections,
+        metavar="N",
+        help="requests that may be unanswered at a time (default: %(default)s)",
     )
-    parser.add_argument(
-        "--input-data", type=Path, metavar="FILE", help="requests as perf_analyzer's JSON"
+    load.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        metavar="N",
+        help="seed of the arrivals (default: %(default)s)",
     )
-    parser.add_argument(
-        "--data", choices=DATA, default=DATA[0], help="made-up values without --input-data"
-    )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the arrivals (0)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures")
+    add_request_options(parser)
     parser.set_defaults(command=_command)
 
 

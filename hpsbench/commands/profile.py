@@ -41,8 +41,12 @@ _ROWS, _DIM = 1_000_000, 128
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
-    what = parser.add_argument_group("what is asked")
-    what.add_argument("--config", metavar="FILE", help="the parameter server's JSON file")
+    what = parser.add_argument_group("tables")
+    what.add_argument(
+        "--config",
+        metavar="FILE",
+        help="the parameter server's JSON file (default: a made-up table)",
+    )
     what.add_argument("--model", metavar="NAME", help="a model of it (default: the first)")
     what.add_argument("--table", metavar="NAME", help="one table of the model (default: all)")
     what.add_argument(
@@ -54,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument(
         "--dim", type=_positive, metavar="D", help=f"values of its rows (default: {_DIM})"
     )
-    keys = parser.add_argument_group("which keys").add_mutually_exclusive_group()
+    keys = parser.add_argument_group("keys").add_mutually_exclusive_group()
     keys.add_argument(
         "--stream",
         choices=STREAMS,
@@ -62,29 +66,40 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="how keys are drawn; zipf is a power law (default: %(default)s)",
     )
     keys.add_argument(
-        "--histogram", type=Path, metavar="FILE", help="drawn by counts: a key and its count a line"
+        "--histogram",
+        type=Path,
+        metavar="FILE",
+        help="keys as often as counted: a key and its count a line, or .npy",
     )
     keys.add_argument(
-        "--keys", type=Path, metavar="FILE", help="recorded ids, asked in their order"
+        "--keys",
+        type=Path,
+        metavar="FILE",
+        help="recorded keys, asked in their order: as text, or .npy",
     )
-    shape = parser.add_argument_group("how")
-    shape.add_argument(
-        "--alpha", type=_above_zero, default=1.05, help="exponent of zipf (default: %(default)s)"
+    drawing = parser.add_argument_group("drawn keys")
+    drawing.add_argument(
+        "--alpha",
+        type=_above_zero,
+        default=1.05,
+        metavar="A",
+        help="of zipf: its exponent (default: %(default)s)",
     )
-    shape.add_argument(
+    drawing.add_argument(
         "--hot-share",
         type=_share,
         default=0.9,
         metavar="SHARE",
         help="of hot: the share of keys that are hot ones (default: %(default)s)",
     )
-    shape.add_argument(
+    drawing.add_argument(
         "--hot-keys",
         type=_positive,
         default=100,
         metavar="N",
         help="of hot: how many keys are hot (default: %(default)s)",
     )
+    shape = parser.add_argument_group("calls")
     for option, default, text in (
         ("--batch-size", 1024, "samples of a call"),
         ("--hotness", 26, "keys of a sample, of each table"),
@@ -110,17 +125,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=_whole,
         default=0,
         metavar="N",
-        help="of keys and rows (default: %(default)s)",
+        help="seed of keys and rows (default: %(default)s)",
     )
     shape.add_argument(
         "--peer",
         choices=PEERS,
         default="tensorflow",
-        help="what does the same work in turn with us: tf.nn.embedding_lookup, numpy.take, or "
-        "nothing; tensorflow falls back to numpy where it is not installed, or its copy of the "
-        "rows does not fit (default: %(default)s)",
+        help="what does the same work in turn: tf.nn.embedding_lookup, numpy.take, or nothing; "
+        "numpy stands in where TensorFlow is not installed or has no memory for the rows "
+        "(default: %(default)s)",
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures, in ns")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="write all figures there, in nanoseconds"
+    )
     parser.set_defaults(command=_command)
 
 

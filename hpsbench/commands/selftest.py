@@ -45,17 +45,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--sessions",
         type=int,
         metavar="N",
-        help=f"decisions per injected change (default: {SESSIONS}; with --quick {QUICK_SESSIONS})",
+        help=f"decisions of each change (default: {SESSIONS}; with --quick {QUICK_SESSIONS})",
     )
-    parser.add_argument("--quick", action="store_true", help="a first impression, in minutes")
+    parser.add_argument(
+        "--quick", action="store_true", help=f"{QUICK_SESSIONS} decisions of each change"
+    )
     parser.add_argument(
         "--share",
         metavar="SHARES",
-        help="inject only these changes, separated by commas (default: "
+        help="changes to make, separated by commas; A/A is none (default: "
         f"{','.join(map(report.share_name, INJECTED))})".replace("%", "%%"),
     )
     parser.add_argument(
-        "--noisy", action="store_true", help="beside synthetic neighbours that are busy in bursts"
+        "--noisy",
+        action="store_true",
+        help="measure beside made-up neighbours, which are busy in bursts",
     )
     parser.add_argument(
         "--append", action="store_true", help="add to the decisions that the file holds"
@@ -71,7 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         nargs="+",
         metavar="FILE",
-        help="measure nothing: count what these files hold together, and store it",
+        help="measure nothing, but count the decisions of these files together, and store them",
     )
     parser.set_defaults(command=_command)
 

@@ -22,6 +22,7 @@ import numpy as np
 from hpsbench.errors import RequestError, RequestTimeout
 from hpsbench.load.client import Client
 from hpsbench.load.interleaved import look_for_death, no_garbage_collection
+from hpsbench.load.interrupts import deferred_interrupt
 from hpsbench.load.records import MAX_MESSAGES, Nanoseconds, Records
 
 #: A request that leaves later than this after it was due is delayed.
@@ -40,8 +41,7 @@ _LEAD_NS = 50_000_000
 # What a sleeping thread may oversleep; the rest is spent looking at the clock.
 _SPIN_NS = 60_000
 _NAP_S = 0.05
-_HEED_S = 0.2
-_DRAIN_AFTER_INTERRUPT_S = 1.0
+_DRAIN_S = 1.0
 _PR_SET_TIMERSLACK = 29
 _NICE = -15
 
@@ -129,7 +129,7 @@ class OpenLoop:
 
         `connect` is called once per connection, before the start. `check_alive` is called after
         failed requests; what it raises ends the run, as does any error of a client that is no
-        RequestError. An interrupt ends it too, once the requests under way are answered.
+        RequestError. Ctrl-C ends it once the requests under way are answered, a second one at once.
         """
         with ExitStack() as stack, no_garbage_collection():
             clients = [stack.enter_context(connect()) for _ in range(self.connections)]
@@ -169,15 +169,14 @@ class _Sending:
             threading.Thread(target=self._work, args=(client,), daemon=True) for client in clients
         ]
         try:
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                # An interrupt may be delivered to another thread, and then does not end a wait.
-                while thread.is_alive():
-                    thread.join(_HEED_S)
+            with deferred_interrupt(self._stop.set):
+                for thread in threads:
+                    thread.start()
+                for thread in threads:
+                    thread.join()
         except BaseException:
             self._stop.set()
-            deadline_s = time.monotonic() + _DRAIN_AFTER_INTERRUPT_S
+            deadline_s = time.monotonic() + _DRAIN_S
             for thread in threads:
                 if thread.ident is not None:
                     thread.join(max(0.0, deadline_s - time.monotonic()))

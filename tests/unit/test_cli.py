@@ -197,7 +197,7 @@ def test_misuse_exits_4_and_points_to_the_help(command: Run, arguments: tuple[st
 def test_the_help_documents_the_exit_codes(command: Run) -> None:
     code, out, _ = command("--help")
     assert code == 0
-    assert [line.split()[0] for line in out.split("exit codes:\n")[1].splitlines()] == [
+    assert [line.split()[0] for line in out.split("exit statuses:\n")[1].splitlines()] == [
         "0", "1", "4", "10", "130",
     ]  # fmt: skip
 

@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from types import TracebackType
 
 import numpy as np
@@ -12,6 +13,14 @@ import pytest
 from hpsbench.errors import RequestError, RequestTimeout, ServerDied
 from hpsbench.load.open_loop import DELAYED_NS, GIVE_UP_AFTER, OpenLoop, OpenLoopRun
 from hpsbench.load.schedule import constant_arrivals, poisson_arrivals
+
+
+@pytest.fixture(autouse=True)
+def heeded() -> Iterator[None]:
+    """Python's own handler, also where the tests were started with SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 class FakeClient:

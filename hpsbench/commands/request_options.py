@@ -1,0 +1,46 @@
+"""The options of what a command asks a model: alike for comparisons and open loops."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from hpsbench.config import PROTOCOLS
+from hpsbench.load.inputs import DATA
+
+
+def add_request_options(parser: argparse.ArgumentParser) -> None:
+    """Add how large requests are, what is in them, and how they travel."""
+    group = parser.add_argument_group("requests")
+    group.add_argument(
+        "--batch-size",
+        type=int,
+        default=1,
+        metavar="N",
+        help="samples of a request (default: %(default)s)",
+    )
+    group.add_argument(
+        "--shape",
+        action="append",
+        default=[],
+        metavar="NAME:N,N",
+        help="an input's shape where the model leaves it open; repeatable",
+    )
+    group.add_argument(
+        "--data",
+        choices=DATA,
+        default=DATA[0],
+        help="made-up values: random, or all zero (default: %(default)s)",
+    )
+    group.add_argument(
+        "--input-data",
+        type=Path,
+        metavar="FILE",
+        help="requests out of perf_analyzer's JSON, in place of made-up values",
+    )
+    group.add_argument(
+        "--protocol",
+        choices=PROTOCOLS,
+        default=PROTOCOLS[0],
+        help="how requests travel (default: %(default)s)",
+    )

@@ -1,5 +1,10 @@
 """The plugins of the suite; everything else is in them."""
 
+import os
+
+# Before TensorFlow is imported anywhere: its INFO lines would stand between the results.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
 pytest_plugins = [
     "hpsbench.plugin",
     "fixtures.serving",

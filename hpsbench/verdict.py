@@ -34,6 +34,9 @@ SESSION_SPREAD_DOF = 12
 #: A change of the median below this is noise, whatever `gate.noise_threshold` says of p10.
 P50_NOISE_THRESHOLD = 0.10
 
+#: In a verdict's text, before what differs from when its baseline was measured; it stands last.
+SINCE = "; changed since: "
+
 STORE_HINT = "run `hpsbench baseline update` to store this run, and commit the files"
 
 
@@ -308,11 +311,18 @@ def _urgency(outcome: Outcome) -> int:
 
 def _since(candidate: Measurement, baseline: Baseline, under_test: Mapping[str, str]) -> str:
     newest = max(baseline.runs, key=lambda run: run.recorded_at)
-    differences = changes(newest.under_test, under_test)
-    before, now = sorted(newest.interleaved_with), sorted(candidate.interleaved_with)
-    if before != now:
-        differences.append(f"asked in turn with {', '.join(before)} -> {', '.join(now)}")
-    return f"; changed since: {', '.join(differences)}" if differences else ""
+    before, now = dict(newest.under_test), dict(under_test)
+    if "engine" not in before:  # not recorded then, so nobody knows whether it changed
+        now.pop("engine", None)
+    differences = changes(before, now)
+    beside, beside_now = newest.interleaved_with, candidate.interleaved_with
+    for which, names in (
+        ("also", sorted(set(beside_now) - set(beside))),
+        ("no longer", sorted(set(beside) - set(beside_now))),
+    ):
+        if names:
+            differences.append(f"{which} asked in turn: {', '.join(names)}")
+    return f"{SINCE}{', '.join(differences)}" if differences else ""
 
 
 def _percent(log_change: float) -> str:

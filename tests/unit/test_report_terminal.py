@@ -126,6 +126,20 @@ def test_verdicts_stand_worst_first_and_share_their_hints(width: int) -> None:
     compare(f"verdicts_{width}.txt", texts(lines, width))
 
 
+def test_what_changed_since_all_baselines_is_said_once() -> None:
+    since = "; changed since: commit 1 -> 2"
+    slow = [
+        verdict(measurement(v, slowdown=1.2), baseline_of(measurement(v))) for v in SIX_VARIANTS
+    ]
+    told = [dataclasses.replace(v, text=v.text + since) for v in slow]
+    said = " ".join(line.text.strip() for line in verdict_lines(told, width=120))
+    assert said.count("commit 1 -> 2") == 1
+    assert "changed since their baselines: commit 1 -> 2 verdicts: " in said
+    told[0] = dataclasses.replace(slow[0], text=slow[0].text + "; changed since: keras 3 -> 4")
+    said = " ".join(line.text.strip() for line in verdict_lines(told, width=120))
+    assert said.count("commit 1 -> 2") == len(told) - 1
+
+
 def test_every_outcome_stands_in_the_golden_verdicts() -> None:
     assert {v.outcome for v in every_outcome()} == set(Outcome)
 

@@ -201,8 +201,27 @@ def test_the_text_names_what_changed_since_the_baseline() -> None:
         machine=MACHINE.cls,
     )
     assert found.text.endswith(
-        "; changed since: tensorflow 2.21.0 -> 2.22.0, asked in turn with native_tf -> numpy"
+        "; changed since: tensorflow 2.21.0 -> 2.22.0, also asked in turn: numpy, "
+        "no longer asked in turn: native_tf"
     )
+
+
+def test_an_engine_that_the_baseline_did_not_record_is_no_change() -> None:
+    def since(before: dict[str, str]) -> str:
+        run = dataclasses.replace(BASELINE.runs[0], under_test=before)
+        found = judge(
+            measurement(slowdown=1.2),
+            dataclasses.replace(BASELINE, runs=(run,)),
+            load_suite("smoke").gate,
+            workload=workload_of(load_suite("smoke")),
+            under_test={"python": "3.11.7", "engine": "TensorFlow 2.21.0, GPU"},
+            machine=MACHINE.cls,
+        )
+        return found.text.partition("changed since: ")[2]
+
+    assert since({"python": "3.11.7"}) == ""
+    before = {"python": "3.11.7", "engine": "TensorFlow 2.21.0, CPU"}
+    assert since(before) == "engine TensorFlow 2.21.0, CPU -> TensorFlow 2.21.0, GPU"
 
 
 def test_a_vanished_benchmark_names_its_test_and_its_file() -> None:

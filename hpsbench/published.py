@@ -54,6 +54,11 @@ class PublishedTable:
         if self.native not in (column.variant for column in self.columns):
             raise ValueError(f"native {self.native} is no column")
 
+    @property
+    def is_line(self) -> bool:
+        """Whether it can be drawn over batch size: one point is no line."""
+        return len(self.batch_sizes) > 1
+
     def values_of(self, variant: str) -> dict[int, float]:
         """Return nanoseconds or samples per second by batch size; empty for an unknown variant."""
         scale = UNITS[self.quantity][self.unit]

@@ -6,9 +6,10 @@ import dataclasses
 from collections.abc import Sequence
 
 from hpsbench.baselines import Baseline
-from hpsbench.config import load_suite
+from hpsbench.config import load_suite, preset_names
 from hpsbench.machine import Machine
 from hpsbench.measurements import LaunchMeasurement, Measurement, ServerTimes
+from hpsbench.models.kinds import kind_of
 from hpsbench.runs import Result, Run, combined, new_run
 from hpsbench.session import reference_of
 from hpsbench.verdict import Verdict, judge
@@ -30,11 +31,12 @@ def measurement(
     invalid: str | None = None,
 ) -> Measurement:
     """Return a measurement whose launches have the ratios `launches`, each times `slowdown`."""
+    reference = kind_of(load_suite(preset)).reference if preset in preset_names() else "native_tf"
     return Measurement(
         benchmark=f"{preset}-{variant}-b{batch_size}",
         variant=variant,
         batch_size=batch_size,
-        reference=reference_of(variant, "native_tf"),
+        reference=reference_of(variant, reference),
         launches=tuple(
             _launch(
                 number,
@@ -46,7 +48,7 @@ def measurement(
             for number, ratio in enumerate(launches, start=1)
         ),
         invalid=invalid,
-        interleaved_with=("native_tf",),
+        interleaved_with=(reference,),
     )
 
 

@@ -103,7 +103,7 @@ def server_latency(
     panels = []
     for publication in publications:
         table = publication.table(COMPUTE_INFER)
-        if table is None:
+        if table is None or not table.is_line:
             continue
         columns = {column.variant: table.values_of(column.variant) for column in table.columns}
         own = {

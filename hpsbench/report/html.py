@@ -160,6 +160,7 @@ def _latency(
         column.variant
         for publication in contents.publications
         for table in publication.tables
+        if table.is_line
         for column in table.columns
     ]
     shown = [*variants, *(v for v in charts.VARIANTS if beside and v in compared)]

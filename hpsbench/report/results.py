@@ -89,8 +89,10 @@ def _provenance(stored: Sequence[Baseline]) -> str:
     hardware = ", ".join(
         newest.fingerprint[name] for name in ("gpu", "cpu") if name in newest.fingerprint
     )
-    rows = stored[0].workload.settings["tables.num_embeddings"]
-    dim = stored[0].workload.settings["tables.embedding_dim"]
+    settings = stored[0].workload.settings
+    size = f"{settings['tables.num_embeddings']:,} rows x {settings['tables.embedding_dim']}"
+    if "fusion.num_tables" in settings:
+        size = f"{settings['fusion.num_tables']} tables of {size}"
     versions = ", ".join(
         f"{name} {newest.under_test[name]}"
         for name in ("tensorflow", "tensorflow-cpu", "nvidia-pytriton")
@@ -98,7 +100,7 @@ def _provenance(stored: Sequence[Baseline]) -> str:
     )
     cores = newest.fingerprint.get("cores", "?")
     return (
-        f"{rows:,} rows x {dim}, on {hardware} ({cores} cores), {versions}; {len(runs)} sessions "
+        f"{size}, on {hardware} ({cores} cores), {versions}; {len(runs)} sessions "
         f"up to {newest.recorded_at[:10]}. Measure it again with "
         f"`pytest tests/benchmarks/test_latency.py --preset {stored[0].preset}`."
     ).replace("; 1 sessions up to", "; 1 session of")

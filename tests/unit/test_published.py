@@ -77,11 +77,15 @@ def test_the_published_speedups_follow_from_the_hybrid_table(
 def test_the_fusion_demo_is_there_with_its_load_times(
     publications: dict[str, Publication],
 ) -> None:
-    figures = publications["V100 table fusion"].figures
+    demo = publications["V100 table fusion"]
+    figures = demo.figures
     assert {f.name: f.value for f in figures}["100 iterations"] == pytest.approx(0.944, abs=5e-4)
     assert sum(f.value for f in figures if f.name.startswith("load of table ")) == pytest.approx(
         45.296 - 38.080
     )
+    (per_call,) = demo.tables
+    assert per_call.values_of("fused") == {256: pytest.approx(0.944e9 / 100, rel=1e-3)}
+    assert not per_call.is_line
 
 
 def test_every_publication_names_its_source_and_hardware(

@@ -12,6 +12,7 @@ from hpsbench import runs
 from hpsbench.config import Suite, environment, load_suite, preset_names
 from hpsbench.errors import ConfigError
 from hpsbench.machine import find_gpus
+from hpsbench.models.variants import select_variants
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +96,10 @@ def add_options(parser: pytest.Parser) -> None:
 
 
 def resolve_options(config: pytest.Config) -> BenchOptions:
-    """Return what the command line asks for. Raises ConfigError (see `load_suite`)."""
+    """Return what the command line asks for.
+
+    Raises ConfigError (see `load_suite` and `select_variants`).
+    """
     given = config.option
     overrides = list(given.hpsbench_set)
     if given.triton is not None:
@@ -112,6 +116,7 @@ def resolve_options(config: pytest.Config) -> BenchOptions:
             raise ConfigError(
                 f"--variants {given.variants!r} names no variant", hint="for example hps_tf"
             )
+        select_variants(variants, suite)
     invoked = config.invocation_params.dir
     return BenchOptions(
         suite=dataclasses.replace(suite, gate=dataclasses.replace(suite.gate, strict=strict)),

@@ -89,6 +89,14 @@ def test_the_gate_is_strict_where_asked_or_under_ci(
             "--triton=nvidia", ["ERROR: servers.triton is 'nvidia', and must be *"], id="triton"
         ),
         pytest.param("--variants=,", ["ERROR: --variants ',' names no variant"], id="variants"),
+        pytest.param(
+            "--variants=fused",
+            [
+                "ERROR: variant 'fused' serves the many-table model, and preset * describes DLRM",
+                "*hint: pass --preset fusion-100 or fusion-8, or a variant of DLRM, such as *",
+            ],
+            id="variants of another model",
+        ),
     ],
 )
 def test_what_cannot_be_is_a_usage_error(

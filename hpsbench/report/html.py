@@ -129,7 +129,8 @@ def _sections(contents: Contents) -> list[tuple[str, list[Content]]]:
 def _verdicts(run: Run) -> list[Content]:
     if not run.verdicts:
         return [_lead("The session measured nothing that could be judged.")]
-    groups = notation.by_outcome(run.verdicts)
+    verdicts, since = notation.changed_since(run.verdicts)
+    groups = notation.by_outcome(verdicts)
     span = forest_span(run.verdicts)
     lead: list[Content] = []
     if any(v.change is not None for v in run.verdicts):
@@ -137,6 +138,9 @@ def _verdicts(run: Run) -> list[Content]:
         text += "the same servers; more is slower. The band is the limit that a change must leave "
         text += "to count, and the bar its confidence interval."
         lead.append(_lead(text))
+    if since:
+        arrowed = since.replace(" -> ", f" {notation.ARROW} ")
+        lead.append(_lead(f"Changed since their baselines: {arrowed}."))
     return [*lead, *(verdict_group(outcome, group, span) for outcome, group in groups.items())]
 
 

@@ -18,7 +18,8 @@ _FIGURE_NAMES = ("batch", "variant", "p50, ms", "p10, ms", "infer, ms", "k sampl
 def summary(contents: Contents) -> str:
     """Return the report of a run; what passed, and its figures, are folded."""
     run = contents.run
-    groups = notation.by_outcome(run.verdicts)
+    verdicts, since = notation.changed_since(run.verdicts)
+    groups = notation.by_outcome(verdicts)
     passed = groups.pop(Outcome.PASS, [])
     lines = [
         f"## hpsbench: {notation.headline(run.verdicts)}",
@@ -34,7 +35,9 @@ def summary(contents: Contents) -> str:
         lines += [f"- **{outcome.value}**, {notation.meaning(outcome)}: {h}" for h in hints]
         for text, names in notation.by_sentence(group).items():
             lines.append(f"  - {', '.join(f'`{name}`' for name in names)}: {_escaped(text)}")
-    if groups:
+    if since:
+        lines.append(f"- Changed since their baselines: {_escaped(since)}")
+    if groups or since:
         lines.append("")
     if passed:
         lines += _folded(f"{len(passed)} {Outcome.PASS.value}", _verdict_table(passed))

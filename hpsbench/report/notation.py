@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Iterable, Sequence
 
-from hpsbench.verdict import Outcome, Verdict
+from hpsbench.verdict import SINCE, Outcome, Verdict
 
 DASH = "\N{EN DASH}"
+ARROW = "\N{RIGHTWARDS ARROW}"
 MINUS = "\N{MINUS SIGN}"
 
 #: A change beyond this is of no known size.
@@ -135,3 +137,16 @@ def _beyond(fraction: float) -> str:
 
 def _benchmarks(count: int) -> str:
     return f"{count} benchmark{'s' if count != 1 else ''}"
+
+
+def changed_since(verdicts: Sequence[Verdict]) -> tuple[list[Verdict], str]:
+    """Return what changed since the baselines of several verdicts, if it is one, and them without.
+
+    Where it differs between them, or only one tells of it, they stay as they are, and it is "".
+    """
+    told = [verdict.text.partition(SINCE)[2] for verdict in verdicts if SINCE in verdict.text]
+    if len(told) < 2 or len(set(told)) > 1:
+        return list(verdicts), ""
+    shorter = (v.text.partition(SINCE)[0] for v in verdicts)
+    pairs = zip(verdicts, shorter, strict=True)
+    return [dataclasses.replace(v, text=text) for v, text in pairs], told[0]

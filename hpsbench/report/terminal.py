@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from hpsbench.figures import Figures, figures, in_order, reference_of_run
-from hpsbench.report import load
+from hpsbench.report import load, notation
 from hpsbench.runs import Run
 from hpsbench.session import Progress
-from hpsbench.verdict import SINCE, Outcome, Verdict
+from hpsbench.verdict import Outcome, Verdict
 from hpsbench.workload import split_row
 
 _ORDER = list(Outcome)
@@ -101,21 +101,18 @@ def engine_lines(run: Run, *, width: int) -> list[Line]:
 
 def verdict_lines(verdicts: Sequence[Verdict], *, width: int) -> list[Line]:
     """Return the verdicts, worst first; what several share is said once, and so is a hint."""
-    ordered = sorted(verdicts, key=lambda v: (_ORDER.index(v.outcome), _natural(v.benchmark)))
-    since = _common_since(ordered)
+    distinct, since = notation.changed_since(verdicts)
+    ordered = sorted(distinct, key=lambda v: (_ORDER.index(v.outcome), _natural(v.benchmark)))
     lines: list[Line] = []
     for (outcome, hint), group in groupby(ordered, key=lambda v: (v.outcome, v.hint)):
         for text, benchmarks in _shared(group):
-            text = text.removesuffix(since)
             first = f"{outcome.value:<14}"
             line = f"{', '.join(benchmarks)}: {text}"
             lines += _wrapped(line, first=first, width=width, color=_color(outcome))
         if hint:
             lines += _wrapped(hint, first=f"{'':14}-> ", width=width)
     if since:
-        lines += _wrapped(
-            since.removeprefix(SINCE), first="changed since their baselines: ", width=width
-        )
+        lines += _wrapped(since, first="changed since their baselines: ", width=width)
     counts = ", ".join(
         f"{sum(v.outcome is outcome for v in verdicts)}\u00a0{outcome.value}"
         for outcome in Outcome
@@ -226,13 +223,6 @@ def _shared(verdicts: Iterable[Verdict]) -> Iterable[tuple[str, list[str]]]:
         alone = None if verdict.change is None else verdict.benchmark
         said.setdefault((_said(verdict), alone), []).append(verdict.benchmark)
     return [(text, benchmarks) for (text, _), benchmarks in said.items()]
-
-
-def _common_since(verdicts: Sequence[Verdict]) -> str:
-    """Return the end of the texts of several verdicts that tells what changed, if it is one."""
-    told = [_said(verdict).partition(SINCE) for verdict in verdicts]
-    ends = [mark + since for _, mark, since in told if mark]
-    return ends[0] if len(ends) > 1 and len(set(ends)) == 1 else ""
 
 
 def _said(verdict: Verdict) -> str:

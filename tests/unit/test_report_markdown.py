@@ -6,6 +6,7 @@ read the difference.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from pathlib import Path
 from xml.etree import ElementTree
@@ -13,7 +14,7 @@ from xml.etree import ElementTree
 import pytest
 
 from hpsbench.baselines import Baseline
-from hpsbench.report import junit, markdown, notation
+from hpsbench.report import html, junit, markdown, notation
 from hpsbench.report.contents import Contents
 from hpsbench.runs import Result, Run
 from hpsbench.verdict import Outcome, Verdict, vanished
@@ -123,3 +124,17 @@ def test_the_headline_is_the_result_in_a_sentence(outcomes: list[str], text: str
 )
 def test_figures_are_written_alike(written: str, expected: str) -> None:
     assert written == expected
+
+
+def test_what_changed_since_all_baselines_is_said_once_in_page_and_summary() -> None:
+    whole = contents()
+    results = [
+        dataclasses.replace(r, verdict=dataclasses.replace(r.verdict, text=f"{r.verdict.text}{s}"))
+        for r in whole.run.results
+        for s in ["; changed since: commit 1 -> 2" if r.verdict.change is not None else ""]
+    ]
+    told = dataclasses.replace(whole, run=dataclasses.replace(whole.run, results=tuple(results)))
+    assert markdown.summary(told).count("commit 1 -\\> 2") == 1
+    page = html.page(told)
+    assert page.count("commit 1") == 1
+    assert "Changed since their baselines: commit 1 \N{RIGHTWARDS ARROW} 2." in page

@@ -57,17 +57,20 @@ def add_options(parser: pytest.Parser) -> None:
     group.addoption(
         "--variants",
         metavar="NAMES",
-        help="measure only these variants, separated by commas, for example native_tf,hps_tf",
+        help="measure only these variants, separated by commas, for example native_tf,hps_tf "
+        "(default: all that differ on this machine)",
     )
     group.addoption(
         "--triton",
         metavar="WHICH",
-        help="bundled, system or the URL of a running Triton; short for --set servers.triton=WHICH",
+        help="bundled, system or the URL of a running Triton; short for --set servers.triton=WHICH "
+        "(default: bundled)",
     )
     group.addoption(
         "--hps-module",
         metavar="MODULE",
-        help="module of the parameter server under test; short for --set hps.module=MODULE",
+        help="module of the parameter server under test; short for --set hps.module=MODULE "
+        "(default: hpsbench.hps)",
     )
     group.addoption(
         "--baselines",
@@ -85,13 +88,13 @@ def add_options(parser: pytest.Parser) -> None:
         action="store_true",
         default=None,
         dest="strict_gate",
-        help="exit with status 10 when a benchmark got no verdict (default where CI is set)",
+        help="exit with status 10 when a benchmark got no verdict (default: where CI is set)",
     )
     group.addoption(
         "--no-strict-gate",
         action="store_false",
         dest="strict_gate",
-        help="show benchmarks without a verdict, and do not fail for them",
+        help="show benchmarks without a verdict, and do not fail for them (default: without CI)",
     )
 
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from hpsbench.errors import RequestError
+from hpsbench.load.interrupts import deferred_interrupt
 from hpsbench.load.records import Recorder, Records, TracedRequests
 from hpsbench.load.schedule import random_orders, repetitions_for, split_rounds
 from hpsbench.servers.endpoint import Endpoint
@@ -299,7 +300,8 @@ def no_garbage_collection() -> Iterator[None]:
     if not gc.isenabled():
         yield
         return
-    gc.collect()
+    with deferred_interrupt(lambda: None):  # a collection calls many finalizers
+        gc.collect()
     gc.disable()
     try:
         yield

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from hpsbench.load.interleaved import no_garbage_collection
 from hpsbench.load.interrupts import deferred_interrupt
 
 
@@ -68,3 +69,15 @@ def test_a_program_that_handles_it_itself_goes_on_doing_so() -> None:
     finally:
         signal.signal(signal.SIGINT, before)
     assert handled == [signal.SIGINT]
+
+
+def test_an_interrupt_while_garbage_is_collected_is_not_lost() -> None:
+    def body() -> None:
+        cycle: list[object] = [Finalized()]
+        cycle.append(cycle)
+        del cycle
+        with no_garbage_collection():
+            pytest.fail("goes on")
+
+    with pytest.raises(KeyboardInterrupt):
+        body()

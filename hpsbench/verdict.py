@@ -17,7 +17,7 @@ import enum
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean, variance
+from statistics import fmean, median, variance
 
 from scipy.special import stdtrit
 
@@ -25,6 +25,7 @@ from hpsbench.attribution import attribute, in_words
 from hpsbench.baselines import Baseline
 from hpsbench.config import GateConfig
 from hpsbench.measurements import Measurement
+from hpsbench.session import NUMPY
 from hpsbench.stages import mean_profile
 from hpsbench.workload import Workload, changes
 
@@ -33,6 +34,10 @@ SESSION_SPREAD = (0.015, 0.03)
 SESSION_SPREAD_DOF = 12
 #: A change of the median below this is noise, whatever `gate.noise_threshold` says of p10.
 P50_NOISE_THRESHOLD = 0.10
+
+#: Where others use more of the CPUs, a change against NumPy says nothing: they take time from a
+#: server's many threads, and hardly any from a reference of one thread.
+NUMPY_CROWDED = 0.2
 
 #: In a verdict's text, before what differs from when its baseline was measured; it stands last.
 SINCE = "; changed since: "
@@ -67,6 +72,7 @@ HINTS = {
 BLIND_HINT = (
     "too noisy for a verdict: see that nothing else runs on this machine, or raise load.launches"
 )
+CROWDED_HINT = "see that nothing else runs on this machine, and measure again"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,15 +207,17 @@ def judge(
         outcome = min(outcome, p50.outcome, key=_urgency)
     # Without it, the noisier a machine the easier to pass.
     blind = outcome is Outcome.PASS and p10.margin > math.log1p(policy.widest_limit)
-    if blind:
+    crowd = _crowd(candidate) if outcome in (Outcome.REGRESSED, Outcome.IMPROVED) else ""
+    if blind or crowd:
         outcome = Outcome.INCONCLUSIVE
     return Verdict(
         outcome=outcome,
         benchmark=name,
         text=_text(candidate, baseline, policy, p10, p50)
+        + crowd
         + _moved(candidate, baseline, outcome, p10)
         + _since(candidate, baseline, under_test),
-        hint=BLIND_HINT if blind else HINTS.get(outcome, ""),
+        hint=CROWDED_HINT if crowd else BLIND_HINT if blind else HINTS.get(outcome, ""),
         change=math.expm1(p10.value),
         low=math.expm1(p10.value - p10.margin),
         high=math.expm1(p10.value + p10.margin),
@@ -291,6 +299,19 @@ def _text(
         f"{math.expm1(other.limit):.1%}), as ratios to {candidate.reference}; "
         f"{len(candidate.launches)} launches against {baseline.num_launches} in "
         f"{runs} run{'s' if runs > 1 else ''} of {baseline.recorded_at[:10]}"
+    )
+
+
+def _crowd(candidate: Measurement) -> str:
+    """Return what others took from a measurement against NumPy, in words, if that was too much."""
+    watched = [launch.telemetry for launch in candidate.launches if launch.telemetry is not None]
+    if candidate.reference != NUMPY or not watched:
+        return ""
+    share = median(telemetry.host.others + telemetry.host.steal for telemetry in watched)
+    if share <= NUMPY_CROWDED:
+        return ""
+    return (
+        f"; other programs took {share:.0%} of the CPUs, and little of it from one-threaded NumPy"
     )
 
 

@@ -18,7 +18,9 @@ from hpsbench.config import GateConfig, load_suite
 from hpsbench.measurements import Measurement
 from hpsbench.servers.traces import STAGES
 from hpsbench.stages import StageProfile, StageSummary
+from hpsbench.telemetry import HostTelemetry, Telemetry
 from hpsbench.verdict import (
+    CROWDED_HINT,
     P50_NOISE_THRESHOLD,
     SESSION_SPREAD,
     Change,
@@ -30,6 +32,7 @@ from hpsbench.verdict import (
 from hpsbench.workload import workload_of
 from tests.scripted import MACHINE, baseline_of, measurement, verdict
 
+CHANGED = (Outcome.REGRESSED, Outcome.IMPROVED)
 BASELINE = baseline_of(measurement())
 #: Ten quiet sessions that differ by half a percent: a firm baseline.
 FIRM = baseline_of(*(measurement(slowdown=1 + 0.005 * (i % 3 - 1)) for i in range(10)))
@@ -103,6 +106,32 @@ def test_the_limit_is_never_below_the_noise_threshold() -> None:
     assert found.limit == pytest.approx(0.2)
     assert found.limit_p50 is not None
     assert found.limit_p50 >= P50_NOISE_THRESHOLD
+
+
+def beside_others(found: Measurement, share: float) -> Measurement:
+    """Return the measurement as watched on a machine of which others used `share`."""
+    host = HostTelemetry(
+        cpus=2, own=0.3, others=share / 2, steal=share / 2, iowait=0.0, frequency_mhz=None,
+        min_frequency_mhz=None, load_1min=1.0, min_available_bytes=2**30, swapped_in_bytes=0,
+        swapped_out_bytes=0,
+    )  # fmt: skip
+    watched = Telemetry(elapsed_s=1.0, samples=2, sampling_cpu_s=0.0, host=host)
+    launches = [dataclasses.replace(launch, telemetry=watched) for launch in found.launches]
+    return dataclasses.replace(found, launches=tuple(launches))
+
+
+@pytest.mark.parametrize("slowdown", [1.3, 0.7])
+def test_beside_others_a_change_against_numpy_is_no_evidence(slowdown: float) -> None:
+    baseline = baseline_of(measurement("native_tf"))
+    changed = measurement("native_tf", slowdown=slowdown)
+    assert verdict(beside_others(changed, 0.1), baseline).outcome in CHANGED
+    crowded = verdict(beside_others(changed, 0.4), baseline)
+    assert crowded.outcome is Outcome.INCONCLUSIVE
+    assert "other programs took 40% of the CPUs" in crowded.text
+    assert crowded.hint == CROWDED_HINT
+    # What ran interleaved on the same server met the same others.
+    other = beside_others(measurement("hps_tf", slowdown=slowdown), 0.4)
+    assert verdict(other, BASELINE).outcome in CHANGED
 
 
 def test_a_machine_too_noisy_to_see_a_fifth_gets_no_pass() -> None:

@@ -217,8 +217,10 @@ def test_concurrent_lookups_scale_with_the_cores(
     for number in callers[1:]:
         ours, theirs = (medians[n, number] / medians[n, 1] for n in ("scattered", peer))
         record_property(f"scaling_{number}", round(ours, 2))
-        assert ours >= min(SCALING_LIMIT * callers[1], 0.9 * theirs), f"{number} threads"
-        assert medians["scattered", number] >= 0.9 * medians[peer, number]
+        # More callers than cores only share them, and one that is fast alone has less to gain.
+        if number <= CORES:
+            assert ours >= min(SCALING_LIMIT * number, 0.9 * theirs), f"{number} threads"
+        assert medians["scattered", number] >= 0.9 * medians[peer, number], f"{number} threads"
 
 
 @pytest.mark.parametrize("model", ["range", "scattered"])

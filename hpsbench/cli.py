@@ -308,8 +308,8 @@ def _doctor(given: argparse.Namespace) -> int:
     # Checking imports TensorFlow, which the other commands do without and which chatters.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     from hpsbench.commands.doctor import memory_checks, render, run_checks
-    from hpsbench.config import load_suite
     from hpsbench.options import default_preset
+    from hpsbench.presets import load_suite
 
     if given.config is not None:
         if given.preset is not None or given.overrides:

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from hpsbench import runs
-from hpsbench.config import Suite, environment, load_suite, preset_names
+from hpsbench.config import Suite, environment
 from hpsbench.errors import ConfigError
 from hpsbench.machine import find_gpus
 from hpsbench.models.variants import select_variants
+from hpsbench.presets import load_suite, preset_names
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -33,7 +33,7 @@ _BUILD = """\
 import base64, json, sys
 from pathlib import Path
 import numpy as np
-from hpsbench.config import load_suite
+from hpsbench.presets import load_suite
 from hpsbench.models.build import build_repository
 from hpsbench.models.variants import select_variants
 from hpsbench.serving import request_batches

@@ -14,11 +14,12 @@ from typing import Any
 
 from hpsbench import storage
 from hpsbench.baselines import Baseline, BaselineLaunch, BaselineRun
-from hpsbench.config import Suite, load_suite, preset_names
+from hpsbench.config import Suite
 from hpsbench.errors import BaselineError
 from hpsbench.load_curve import LoadCurve
 from hpsbench.machine import Machine
 from hpsbench.measurements import Measurement
+from hpsbench.presets import load_suite, preset_names
 from hpsbench.verdict import Verdict
 from hpsbench.workload import Workload, split_row, subject_settings, workload_of
 

@@ -6,10 +6,10 @@ import dataclasses
 from collections.abc import Sequence
 
 from hpsbench.baselines import Baseline
-from hpsbench.config import load_suite, preset_names
 from hpsbench.machine import Machine
 from hpsbench.measurements import LaunchMeasurement, Measurement, ServerTimes
 from hpsbench.models.kinds import kind_of
+from hpsbench.presets import load_suite, preset_names
 from hpsbench.runs import Result, Run, combined, new_run
 from hpsbench.session import reference_of
 from hpsbench.verdict import Verdict, judge

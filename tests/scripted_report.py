@@ -11,13 +11,13 @@ import numpy as np
 
 from hpsbench import published
 from hpsbench.baselines import Baseline
-from hpsbench.config import load_suite
 from hpsbench.duets.comparisons import ComparedLaunch, StoredComparison
 from hpsbench.duets.decision import DuetPolicy
 from hpsbench.duets.resolution import Decision, SelfTest, resolutions
 from hpsbench.load_curve import PERCENTILES, Knee, LoadCurve, LoadPoint
 from hpsbench.load_results import LoadResult
 from hpsbench.measurements import LaunchMeasurement, Measurement, ServerTimes
+from hpsbench.presets import load_suite
 from hpsbench.report.contents import Contents
 from hpsbench.runs import Result, Run, combined
 from hpsbench.servers.traces import STAGES

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from hpsbench import revisions, runs
 from hpsbench.commands.request_options import add_request_options
-from hpsbench.config import ServerConfig, environment, load_suite
+from hpsbench.config import ServerConfig, environment
 from hpsbench.duets import comparisons, selftests
 from hpsbench.duets.answers import TOLERANCE, AnswerDifference, Answers, answer_difference
 from hpsbench.duets.comparisons import StoredComparison, compared_launches
@@ -23,6 +23,7 @@ from hpsbench.errors import ConfigError, RequestError
 from hpsbench.gate import exit_code
 from hpsbench.load.inputs import Requests, parse_shapes
 from hpsbench.machine import this_machine
+from hpsbench.presets import load_suite
 from hpsbench.report import duet as report
 from hpsbench.report import files, markdown, resolution
 from hpsbench.session import Launch

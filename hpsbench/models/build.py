@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from hpsbench.config import Suite, load_suite, preset_names
+from hpsbench.config import Suite
 from hpsbench.errors import ConfigError
 from hpsbench.models.kinds import kind_named, kind_of
 from hpsbench.models.repository import ModelRepository
+from hpsbench.presets import load_suite, preset_names
 
 if TYPE_CHECKING:
     from hpsbench.models.variants import Variant

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from hpsbench.config import load_suite
 from hpsbench.models.build import build_repository
 from hpsbench.models.variants import select_variants
+from hpsbench.presets import load_suite
 from hpsbench.serving import served_variants
 
 pytestmark = pytest.mark.server

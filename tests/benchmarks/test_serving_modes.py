@@ -16,11 +16,11 @@ import onnx
 import pytest
 import tensorflow as tf
 
-from hpsbench.config import load_suite
 from hpsbench.models.dlrm import forward, numerical_features, seeded_weights
 from hpsbench.models.keras_dlrm import dense_model
 from hpsbench.models.onnx import convert, half_precision
 from hpsbench.models.onnx_engine import Buffer, EngineOptions, OnnxEngine
+from hpsbench.presets import load_suite
 from hpsbench.servers.backend.batch_parts import parts
 from hpsbench.servers.backend.cuda import PinnedMemory, Stream, device_memory
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from hpsbench.config import load_suite
 from hpsbench.models.build import Build, build_repository
 from hpsbench.models.variants import select_variants
+from hpsbench.presets import load_suite
 
 NAME = "native_tf_hybrid"
 

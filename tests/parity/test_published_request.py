@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 from hpsbench.commands.doctor import require_memory
-from hpsbench.config import Suite, load_suite
+from hpsbench.config import Suite
 from hpsbench.models.build import build_repository
 from hpsbench.models.dlrm import PUBLISHED_KEYS, published_request
 from hpsbench.models.variants import select_variants, variants_of
 from hpsbench.plugin import OPTIONS_KEY
+from hpsbench.presets import load_suite
 from hpsbench.serving import ServedVariants, served_variants
 
 pytestmark = pytest.mark.server

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from tensorflow.core.protobuf import saved_model_pb2
 
-from hpsbench.config import load_suite
 from hpsbench.hps.configuration import read_configuration
 from hpsbench.models.build import build_repository
 from hpsbench.models.variants import select_variants
+from hpsbench.presets import load_suite
 from hpsbench.serving import ServedVariants, request_batches, served_variants
 
 pytestmark = pytest.mark.server

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from hpsbench.config import load_suite
 from hpsbench.models.build import build_repository
 from hpsbench.models.dlrm import Batch, numerical_features
 from hpsbench.models.variants import select_variants
+from hpsbench.presets import load_suite
 
 
 def test_a_model_compiled_by_xla_answers_as_the_numpy_reference(tmp_path: Path) -> None:

@@ -10,7 +10,6 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from hpsbench.config import load_suite
 from hpsbench.errors import AccuracyError
 from hpsbench.models import accuracy
 from hpsbench.models.accuracy import Accuracy, auc, check_accuracy
@@ -20,6 +19,7 @@ from hpsbench.models.onnx import half_precision
 from hpsbench.models.onnx_engine import Buffer, EngineOptions, OnnxEngine
 from hpsbench.models.repository import ModelRepository
 from hpsbench.models.variants import hps_onnx_fp16
+from hpsbench.presets import load_suite
 
 SLOTS, DIM, SAMPLES = 26, 16, 256
 

@@ -9,8 +9,8 @@ import pytest
 
 from hpsbench import checkpoint
 from hpsbench.checkpoint import Checkpoint, InterruptedSession, identity_of, interrupted, resumable
-from hpsbench.config import load_suite
 from hpsbench.errors import BaselineError, ConfigError
+from hpsbench.presets import load_suite
 from hpsbench.session import SessionPart, run_session
 from tests.scripted import MACHINE
 from tests.unit.test_session import PLAN, SUITE, FakeHost

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from hpsbench import cli
-from hpsbench.config import preset_names
 from hpsbench.models.variants import registered_variants
+from hpsbench.presets import preset_names
 from tests.unit.test_documentation import pytest_options
 
 yaml = pytest.importorskip("yaml", reason="pip install pyyaml, as `tox run -e tests` does")

@@ -10,9 +10,10 @@ import pytest
 
 from hpsbench.commands import doctor
 from hpsbench.commands.doctor import Check, Status, render, require_memory, run_checks
-from hpsbench.config import Suite, load_suite
+from hpsbench.config import Suite
 from hpsbench.errors import ConfigError, ServerDied
 from hpsbench.machine import Gpu, cgroup_free_bytes
+from hpsbench.presets import load_suite
 from hpsbench.servers.probe import Probe
 
 GIB = 2**30

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from hpsbench import cli, gate, options, plugin
-from hpsbench.config import preset_names
+from hpsbench.presets import preset_names
 from hpsbench.verdict import Outcome
 
 ROOT = Path(__file__).parents[2]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from hpsbench.config import load_suite
 from hpsbench.errors import ConfigError
 from hpsbench.forecast import GIB, Memory, Place, forecast, gpu_bytes, host_bytes, require
+from hpsbench.presets import load_suite
 from hpsbench.workload import row_of
 
 CRITEO = load_suite("criteo")

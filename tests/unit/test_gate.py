@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from hpsbench.baselines import Baseline, Baselines
-from hpsbench.config import load_suite
 from hpsbench.errors import ConfigError
 from hpsbench.gate import Selection, SessionGate, exit_code
+from hpsbench.presets import load_suite
 from hpsbench.runs import baselines_of, new_run
 from hpsbench.verdict import Outcome, Verdict
 from hpsbench.workload import workload_of

@@ -15,6 +15,7 @@ PACKAGE = Path(hpsbench.__file__).parent
 ROOMS = (
     ("errors",),
     ("config",),
+    ("presets",),
     ("machine", "workspace", "storage", "workload", "revisions"),
     ("tables",),
     ("hps",),

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from hpsbench.baselines import load as load_baselines
-from hpsbench.config import load_suite, preset_names
 from hpsbench.errors import ConfigError
 from hpsbench.forecast import host_bytes
 from hpsbench.models import variants
@@ -20,6 +19,7 @@ from hpsbench.models.kinds.fusion import ManyTablesBuild, ps_configuration
 from hpsbench.models.many_tables import TableKeys
 from hpsbench.models.repository import ModelRepository
 from hpsbench.models.variants import default_variants, select_variants, unfused, variants_of
+from hpsbench.presets import load_suite, preset_names
 from hpsbench.serving import request_batches
 from hpsbench.workload import workload_of
 
@@ -113,7 +113,7 @@ def test_the_workload_is_of_the_model_that_is_served() -> None:
 
 
 def test_stored_baselines_of_dlrm_are_of_the_workload_of_today() -> None:
-    folders = [p for p in (ROOT / "baselines").iterdir() if p.name != "published"]
+    folders = [p for p in (ROOT / "baselines").iterdir() if p.is_dir() and p.name != "published"]
     stored = [b for f in folders for b in load_baselines(ROOT / "baselines", f.name).here.values()]
     own = [b for b in stored if b.preset in preset_names() and b.variant == "native_tf"]
     assert len(own) > 10

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from hpsbench.config import load_suite
 from hpsbench.models.kinds.dlrm import DlrmBuild, ps_configuration
 from hpsbench.models.repository import EnsembleStep, ModelRepository, TensorSpec
 from hpsbench.models.variants import (
@@ -25,6 +24,7 @@ from hpsbench.models.variants import (
     select_variants,
     variants_of,
 )
+from hpsbench.presets import load_suite
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "repository"
 

@@ -6,7 +6,7 @@ import dataclasses
 import re
 from pathlib import Path
 
-from hpsbench.config import load_suite
+from hpsbench.presets import load_suite
 from hpsbench.published import load
 from hpsbench.report import markdown, terminal
 from hpsbench.report.contents import Contents

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from hpsbench import runs
-from hpsbench.config import load_suite
 from hpsbench.errors import BaselineError
+from hpsbench.presets import load_suite
 from hpsbench.verdict import vanished
 from hpsbench.workload import benchmark_id, changes, workload_of
 from tests.scripted import MACHINE, baseline_of, measurement, run_of

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hpsbench.config import load_suite
 from hpsbench.models.kinds.dlrm import DlrmBuild
 from hpsbench.models.repository import ModelRepository
+from hpsbench.presets import load_suite
 from hpsbench.serving import DISTINCT_REQUESTS, NUMPY_SAMPLES, numpy_reference, request_batches
 
 

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from hpsbench import baselines
 from hpsbench.baselines import Baseline
-from hpsbench.config import GateConfig, load_suite
+from hpsbench.config import GateConfig
 from hpsbench.measurements import Measurement
+from hpsbench.presets import load_suite
 from hpsbench.servers.traces import STAGES
 from hpsbench.stages import StageProfile, StageSummary
 from hpsbench.telemetry import HostTelemetry, Telemetry

@@ -307,7 +307,9 @@ def _report(given: argparse.Namespace) -> int:
 def _doctor(given: argparse.Namespace) -> int:
     # Checking imports TensorFlow, which the other commands do without and which chatters.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    from hpsbench.commands.doctor import memory_checks, render, run_checks
+    from hpsbench.commands.check import render
+    from hpsbench.commands.doctor import run_checks
+    from hpsbench.commands.memory_checks import memory_checks
     from hpsbench.options import default_preset
     from hpsbench.presets import load_suite
 

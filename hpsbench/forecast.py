@@ -23,6 +23,10 @@ TENSORFLOW_PROCESS_BYTES = 550 * 2**20
 GPU_PROCESS_BYTES = 900 * 2**20
 #: The parameter server's index takes 21.3 bytes a key in each process that holds one.
 INDEX_BYTES_PER_ROW = 22
+#: pytest, native_tf, hps_tf, and the two steps of hps_ensemble.
+TENSORFLOW_PROCESSES = 5
+#: Two processes hold the index, and build it from keys of 8 bytes.
+BUILT_INDEX_BYTES_PER_ROW = 2 * INDEX_BYTES_PER_ROW + 8
 #: How often a request's vectors are held at once: as looked up, beside others, copied.
 VECTOR_COPIES = 3
 #: Variants that hold the rows in a variable: on the compute device, or always in host memory.
@@ -104,6 +108,31 @@ def gpu_bytes(suite: Suite, places: Sequence[Place]) -> int:
     caches = round(min(suite.hps.gpucacheper, 1.0) * footprint.row_bytes) * len(caching)
     activations = sum(_activation_bytes(suite, size) for size in _widest(suite, places))
     return rows + caches + activations + len(variants) * GPU_PROCESS_BYTES
+
+
+def require_memory(suite: Suite) -> None:
+    """Raise ConfigError where the suite needs more memory than is free."""
+    needed, free = needed_memory_bytes(suite), free_memory_bytes()
+    if needed > free:
+        raise ConfigError(
+            f"preset {suite.preset} needs about {needed / GIB:.1f} GiB of memory, "
+            f"this machine has {free / GIB:.1f} GiB free",
+            hint="choose a smaller preset (--preset laptop, smoke), or lower "
+            "--set tables.num_embeddings=ROWS",
+        )
+
+
+def needed_memory_bytes(suite: Suite) -> int:
+    """Return the bytes that a run holds at its widest.
+
+    That is the rows twice (as TensorFlow's variable, and mapped from the page cache for the
+    parameter server; with a GPU once more, for the variant that keeps its variable on the host),
+    the parameter server's index, and the processes that import TensorFlow.
+    """
+    footprint = kind_of(suite).footprint(suite)
+    rows = (3 if find_gpus() else 2) * footprint.row_bytes
+    index = BUILT_INDEX_BYTES_PER_ROW * footprint.num_rows
+    return rows + index + TENSORFLOW_PROCESSES * TENSORFLOW_PROCESS_BYTES
 
 
 def _problem(suite: Suite, places: Sequence[Place], memory: Memory) -> str | None:

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hpsbench.commands.doctor import require_memory
 from hpsbench.config import Suite
+from hpsbench.forecast import require_memory
 from hpsbench.models.build import build_repository
 from hpsbench.models.dlrm import PUBLISHED_KEYS, published_request
 from hpsbench.models.variants import select_variants, variants_of

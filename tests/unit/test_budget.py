@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from hpsbench import cli
-from hpsbench.commands import doctor
+from hpsbench.commands import memory_checks
 from hpsbench.hps import budget
 from hpsbench.hps.configuration import (
     Configuration,
@@ -182,8 +182,8 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
     def doctor_config(
         path: Path, *more: str, free: int = 64 << 30, gpus: tuple[int, ...] = ()
     ) -> tuple[int, str, str]:
-        monkeypatch.setattr(doctor, "free_memory_bytes", lambda: free)
-        monkeypatch.setattr(doctor, "free_gpu_memory_bytes", lambda: gpus)
+        monkeypatch.setattr(memory_checks, "free_memory_bytes", lambda: free)
+        monkeypatch.setattr(memory_checks, "free_gpu_memory_bytes", lambda: gpus)
         code = cli.main(["doctor", "--config", str(path), *more])
         captured = capsys.readouterr()
         return code, captured.out, captured.err

@@ -212,7 +212,8 @@ def test_doctor_exits_1_when_a_check_failed(
     monkeypatch.setattr(
         doctor, "run_checks", lambda suite: [asked.append(suite), SimpleNamespace(ok=healthy)][1:]
     )
-    monkeypatch.setattr(doctor, "render", lambda checks: f"{len(checks)} checked")
+    check = importlib.import_module("hpsbench.commands.check")
+    monkeypatch.setattr(check, "render", lambda checks: f"{len(checks)} checked")
     code, out, _ = command("doctor", "--preset", "smoke", "--set", "load.launches=3")
     assert (code, out) == (expected, "1 checked\n")
     assert (asked[0].preset, asked[0].load.launches) == ("smoke", 3)

@@ -8,10 +8,13 @@ from types import SimpleNamespace
 
 import pytest
 
+from hpsbench import forecast
 from hpsbench.commands import doctor
-from hpsbench.commands.doctor import Check, Status, render, require_memory, run_checks
+from hpsbench.commands.check import Check, Status, ok, render
+from hpsbench.commands.doctor import run_checks
 from hpsbench.config import Suite
 from hpsbench.errors import ConfigError, ServerDied
+from hpsbench.forecast import require_memory
 from hpsbench.machine import Gpu, cgroup_free_bytes
 from hpsbench.presets import load_suite
 from hpsbench.servers.probe import Probe
@@ -29,14 +32,14 @@ def well(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """A machine with memory and disk, whose Triton answers; nothing is started or compiled."""
     probe = Probe(version="2.51.0", ready_s=0.5)
     monkeypatch.setattr(doctor, "probe_triton", lambda config, folder: probe)
-    monkeypatch.setattr(doctor, "free_memory_bytes", lambda: 64 * GIB)
+    for module in (doctor, forecast):
+        monkeypatch.setattr(module, "free_memory_bytes", lambda: 64 * GIB)
     monkeypatch.setattr(doctor, "find_gpus", lambda: ())
+    monkeypatch.setattr(forecast, "find_gpus", lambda: ())
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=64 * GIB))
-    monkeypatch.setitem(doctor.CHECKS, "HPS", lambda suite: doctor._ok("HPS", "compiled"))
-    monkeypatch.setitem(doctor.CHECKS, "TensorFlow", lambda suite: doctor._ok("TensorFlow", "2"))
-    monkeypatch.setitem(
-        doctor.CHECKS, "ONNX Runtime", lambda suite: doctor._ok("ONNX Runtime", "1")
-    )
+    monkeypatch.setitem(doctor.CHECKS, "HPS", lambda suite: ok("HPS", "compiled"))
+    monkeypatch.setitem(doctor.CHECKS, "TensorFlow", lambda suite: ok("TensorFlow", "2"))
+    monkeypatch.setitem(doctor.CHECKS, "ONNX Runtime", lambda suite: ok("ONNX Runtime", "1"))
     return monkeypatch
 
 
@@ -103,12 +106,14 @@ def test_numpy_2_fails_for_the_bundled_triton_only(well: pytest.MonkeyPatch) -> 
 def test_memory_is_compared_with_what_the_preset_needs(
     laptop: Suite, well: pytest.MonkeyPatch, free_gib: int, status: Status
 ) -> None:
-    well.setattr(doctor, "free_memory_bytes", lambda: free_gib * GIB)
+    for module in (doctor, forecast):
+        well.setattr(module, "free_memory_bytes", lambda: free_gib * GIB)
     assert finding(laptop, "memory").status is status
 
 
 def test_a_preset_that_is_too_large_names_both_sizes(well: pytest.MonkeyPatch) -> None:
-    well.setattr(doctor, "free_memory_bytes", lambda: 16 * GIB)
+    for module in (doctor, forecast):
+        well.setattr(module, "free_memory_bytes", lambda: 16 * GIB)
     with pytest.raises(
         ConfigError,
         match=r"^preset criteo needs about 3\d\.\d GiB of memory, this machine has 16\.0 GiB free",
@@ -120,9 +125,9 @@ def test_a_preset_that_is_too_large_names_both_sizes(well: pytest.MonkeyPatch) -
 
 def test_memory_counts_the_rows_twice() -> None:
     suites = [load_suite("smoke", [f"tables.num_embeddings={n}"]) for n in (1, 1_000_001)]
-    small, large = (doctor.needed_memory_bytes(suite) for suite in suites)
+    small, large = (forecast.needed_memory_bytes(suite) for suite in suites)
     assert large - small > 2 * 1_000_000 * 128 * 4
-    assert small > doctor.TENSORFLOW_PROCESSES * doctor.TENSORFLOW_PROCESS_BYTES
+    assert small > forecast.TENSORFLOW_PROCESSES * forecast.TENSORFLOW_PROCESS_BYTES
 
 
 def test_a_container_has_what_its_limit_leaves() -> None:

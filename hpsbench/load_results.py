@@ -43,16 +43,4 @@ def newest(folder: Path, machine: str, most: int) -> list[LoadResult]:
 
     A file that cannot be read is left out.
     """
-    found: list[LoadResult] = []
-    for path in sorted(folder.glob("*.json"), reverse=True):
-        if len(found) == most:
-            break
-        try:
-            read = storage.read(
-                LoadResult, path, schema_version=SCHEMA_VERSION, restore="measure again"
-            )
-        except BaselineError:
-            continue
-        if read.machine == machine:
-            found.append(read)
-    return found
+    return storage.newest(LoadResult, folder, machine, most, schema_version=SCHEMA_VERSION)

@@ -10,11 +10,21 @@ import secrets
 import types
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Protocol, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from hpsbench.errors import BaselineError
 
 T = TypeVar("T")
+
+
+class OfMachine(Protocol):
+    """What is stored with the class of machine that it was measured on."""
+
+    @property
+    def machine(self) -> str: ...
+
+
+M = TypeVar("M", bound=OfMachine)
 
 
 class _MismatchError(Exception):
@@ -81,6 +91,24 @@ def read(cls: type[T], path: Path, *, schema_version: int, restore: str) -> T:
         return _decode(cls, fields, "")  # type: ignore[no-any-return]
     except _MismatchError as error:
         raise BaselineError(f"{path}: {error}", hint=restore) from error
+
+
+def newest(cls: type[M], folder: Path, machine: str, most: int, *, schema_version: int) -> list[M]:
+    """Return the newest files of a class of machine, newest first; their names begin with the time.
+
+    A file that cannot be read is left out.
+    """
+    found: list[M] = []
+    for path in sorted(folder.glob("*.json"), reverse=True):
+        if len(found) == most:
+            break
+        try:
+            stored = read(cls, path, schema_version=schema_version, restore="measure again")
+        except BaselineError:
+            continue
+        if stored.machine == machine:
+            found.append(stored)
+    return found
 
 
 def _decode(wanted: Any, value: Any, where: str) -> Any:

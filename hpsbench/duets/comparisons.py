@@ -89,16 +89,4 @@ def newest(folder: Path, machine: str, most: int) -> list[StoredComparison]:
 
     A file that cannot be read is left out.
     """
-    found: list[StoredComparison] = []
-    for path in sorted(folder.glob("*.json"), reverse=True):
-        if len(found) == most:
-            break
-        try:
-            read = storage.read(
-                StoredComparison, path, schema_version=SCHEMA_VERSION, restore="compare again"
-            )
-        except BaselineError:
-            continue
-        if read.machine == machine:
-            found.append(read)
-    return found
+    return storage.newest(StoredComparison, folder, machine, most, schema_version=SCHEMA_VERSION)

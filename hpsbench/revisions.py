@@ -33,7 +33,10 @@ _BUILD = """\
 import base64, json, sys
 from pathlib import Path
 import numpy as np
-from hpsbench.presets import load_suite
+try:
+    from hpsbench.presets import load_suite
+except ImportError:  # a revision that read them in its configuration
+    from hpsbench.config import load_suite
 from hpsbench.models.build import build_repository
 from hpsbench.models.variants import select_variants
 from hpsbench.serving import request_batches

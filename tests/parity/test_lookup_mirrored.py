@@ -32,9 +32,7 @@ def test_two_cpus_answer_from_the_same_tables(tmp_path):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(
-    len(find_gpus()) < 2, reason="needs two GPUs; with them, -m gpu runs it"
-)
+@pytest.mark.skipif(len(find_gpus()) < 2, reason="needs two GPUs; with them, -m gpu runs it")
 def test_two_gpus_have_a_cache_each(tmp_path):
     found = run("GPU", tmp_path)
     assert found["devices"] == ["GPU:0", "GPU:1"]

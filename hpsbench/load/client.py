@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 import numpy.typing as npt
 
@@ -24,8 +24,14 @@ EMPTY_ANSWER_HINT = (
 )
 
 
+ClientT = TypeVar("ClientT", bound="Client")
+
+
 class Client(Protocol):
-    """One connection to one model. Not thread-safe: give each thread its own."""
+    """One connection to one model. Not thread-safe: give each thread its own.
+
+    A client derives from it, for what is the same for all.
+    """
 
     def send(self) -> None:
         """Send the next request and wait for its whole answer.
@@ -46,14 +52,16 @@ class Client(Protocol):
     def close(self) -> None:
         """Close the connection; closing twice is allowed."""
 
-    def __enter__(self) -> Client: ...
+    def __enter__(self: ClientT) -> ClientT:
+        return self
 
     def __exit__(
         self,
         kind: type[BaseException] | None,
         error: BaseException | None,
         trace: TracebackType | None,
-    ) -> None: ...
+    ) -> None:
+        self.close()
 
 
 def connect(

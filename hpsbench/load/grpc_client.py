@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from types import TracebackType
 
 import grpc  # type: ignore[import-untyped]
 from tritonclient.grpc import InferResult, service_pb2
 from tritonclient.utils import np_to_triton_dtype, serialize_byte_tensor
 
 from hpsbench.errors import ConfigError, RequestError, RequestTimeout
-from hpsbench.load.client import EMPTY_ANSWER_HINT, Inputs, Tensor, requests_of
+from hpsbench.load.client import EMPTY_ANSWER_HINT, Client, Inputs, Tensor, requests_of
 from hpsbench.servers.endpoint import Endpoint
 
 _METHOD = "/inference.GRPCInferenceService/ModelInfer"
 _UNLIMITED_BYTES = 2**31 - 1
 
 
-class GrpcClient:
+class GrpcClient(Client):
     """A `Client` over gRPC; it sends what tritonclient.grpc would, serialized beforehand."""
 
     def __init__(
@@ -76,17 +75,6 @@ class GrpcClient:
     def close(self) -> None:
         """Close the channel; closing twice is allowed."""
         self._channel.close()
-
-    def __enter__(self) -> GrpcClient:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _exchange(self) -> service_pb2.ModelInferResponse:
         request = self._requests[self._next]

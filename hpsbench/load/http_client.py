@@ -8,14 +8,13 @@ import socket
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from types import TracebackType
 from urllib.parse import quote
 
 from tritonclient.http import InferenceServerClient, InferInput, InferRequestedOutput
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from hpsbench.errors import ConfigError, RequestError, RequestTimeout
-from hpsbench.load.client import EMPTY_ANSWER_HINT, Inputs, Tensor, requests_of
+from hpsbench.load.client import EMPTY_ANSWER_HINT, Client, Inputs, Tensor, requests_of
 from hpsbench.servers.endpoint import Endpoint
 
 _END_OF_HEAD = b"\r\n\r\n"
@@ -34,7 +33,7 @@ class _Head:
     closes: bool
 
 
-class HttpClient:
+class HttpClient(Client):
     """A `Client` over HTTP/1.1: encodes with tritonclient, then sends over its own socket."""
 
     def __init__(
@@ -89,17 +88,6 @@ class HttpClient:
         if self._socket is not None:
             self._socket.close()
             self._socket = None
-
-    def __enter__(self) -> HttpClient:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _connect(self) -> socket.socket:
         host, _, port = self._address.rpartition(":")

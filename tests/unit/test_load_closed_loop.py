@@ -2,18 +2,18 @@ from __future__ import annotations
 
 import threading
 import time
-from types import TracebackType
 
 import numpy as np
 import pytest
 
 from hpsbench.errors import RequestError, ServerDied
+from hpsbench.load.client import Client
 from hpsbench.load.closed_loop import ClosedLoop
 from hpsbench.load.interleaved import GIVE_UP_AFTER
 from hpsbench.load.records import MAX_MESSAGES, Recorder, Records
 
 
-class FakeClient:
+class FakeClient(Client):
     """Answers after `seconds`, and fails the requests that `fails` says, counted from 0."""
 
     def __init__(self, seconds: float = 0.0, fails: range = range(0)) -> None:
@@ -31,17 +31,6 @@ class FakeClient:
 
     def close(self) -> None:
         self.closed = True
-
-    def __enter__(self) -> FakeClient:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def test_one_client_needs_no_thread() -> None:

@@ -5,12 +5,12 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from types import TracebackType
 
 import numpy as np
 import pytest
 
 from hpsbench.errors import RequestError, RequestTimeout, ServerDied
+from hpsbench.load.client import Client
 from hpsbench.load.open_loop import DELAYED_NS, GIVE_UP_AFTER, OpenLoop, OpenLoopRun
 from hpsbench.load.schedule import constant_arrivals, poisson_arrivals
 
@@ -23,7 +23,7 @@ def heeded() -> Iterator[None]:
     signal.signal(signal.SIGINT, before)
 
 
-class FakeClient:
+class FakeClient(Client):
     """Answers after `seconds`; all connections of one `Served` share its faults."""
 
     def __init__(self, served: Served) -> None:
@@ -43,17 +43,6 @@ class FakeClient:
 
     def close(self) -> None:
         self.closed = True
-
-    def __enter__(self) -> FakeClient:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 class Served:

@@ -253,8 +253,11 @@ def reproduction(run: Run) -> str:
     settings["load.batch_sizes"] = list(dict.fromkeys(m.batch_size for m in measured))
     settings["load.launches"] = max((len(m.launches) for m in measured), default=0)
     if known:
-        for name, value in _settings_of(load_suite(run.preset)).items():
-            if str(settings.get(name, value)) != str(value):
+        of_preset = _settings_of(load_suite(run.preset))
+        # Some are named only where they are not the default.
+        servers = [name for name in run.under_test if name.startswith("servers.")]
+        for name in dict.fromkeys([*of_preset, *servers]):
+            if name in settings and str(settings[name]) != str(of_preset.get(name)):
                 text = str(settings[name])
                 text = text.lower() if text in ("True", "False") else text
                 words += ["--set", f"{name}={text}"]

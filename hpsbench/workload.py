@@ -9,9 +9,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from hpsbench.config import KEY_STREAMS, Suite
+from hpsbench.config import KEY_STREAMS, ServerConfig, Suite
 
 DEFAULT_KEYS = "repeated"
+#: Baselines name these whatever they are, and say nothing of settings that came later.
+_ALWAYS_TOLD = ("servers.triton", "servers.tensor_float_32")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,10 +65,16 @@ def workload_of(suite: Suite, keys: str = "") -> Workload:
 
 
 def subject_settings(suite: Suite) -> dict[str, str]:
-    """Return the settings whose change a verdict shall judge, as text: the server and its HPS."""
+    """Return the settings whose change a verdict shall judge, as text: the server and its HPS.
+
+    How long servers are waited for is left out. Those that are not in `_ALWAYS_TOLD` are told where
+    they are not the default.
+    """
+    servers, default = _flat("servers", suite.servers), _flat("servers", ServerConfig())
     settings = _flat("hps", suite.hps) | {
-        "servers.triton": suite.servers.triton,
-        "servers.tensor_float_32": suite.servers.tensor_float_32,
+        name: value
+        for name, value in servers.items()
+        if not name.endswith("_timeout_s") and (name in _ALWAYS_TOLD or value != default[name])
     }
     return {name: str(value) for name, value in settings.items()}
 

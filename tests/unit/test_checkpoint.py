@@ -109,6 +109,42 @@ def test_another_machine_or_version_is_another_session(machine, named, tmp_path:
     assert {name for name in mine if mine[name] != other[name]} == {named}
 
 
+#: What does not change what is measured: how long it is waited for.
+FREE = ("servers.startup_timeout_s", "servers.request_timeout_s")
+OTHER = {
+    "load.keys": "zipf",
+    "load.protocol": "grpc",
+    "load.also_keys": ("zipf",),
+    "servers.triton": "system",
+    "dlrm.top_mlp": (8, 1),
+}
+
+
+def other_value(name: str, value: object) -> object:
+    if name in OTHER:
+        return OTHER[name]
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, tuple):
+        return value[:1]
+    return f"{value}x" if isinstance(value, str) else value + 1  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("section", ["tables", "dlrm", "fusion", "load", "servers", "hps"])
+def test_every_setting_that_is_changed_makes_another_session(section: str) -> None:
+    suite = load_suite("fusion-8" if section == "fusion" else "laptop")
+    mine = identity_of(suite, PLAN, MACHINE, sources=SOURCES)
+    values = getattr(suite, section)
+    for field in dataclasses.fields(values):
+        name = f"{section}.{field.name}"
+        changed = other_value(name, getattr(values, field.name))
+        other = dataclasses.replace(
+            suite, **{section: dataclasses.replace(values, **{field.name: changed})}
+        )
+        is_alike = identity_of(other, PLAN, MACHINE, sources=SOURCES) == mine
+        assert is_alike == (name in FREE), name
+
+
 def test_code_that_changed_is_another_session(tmp_path: Path) -> None:
     suite = load_suite("smoke")
     (tmp_path / "hps").mkdir()

@@ -191,6 +191,7 @@ def test_the_command_of_a_run_measures_it_again() -> None:
             **run.under_test,
             "hps.gpucache": "False",
             "servers.tensor_float_32": "True",
+            "servers.xla": "True",
         },
         workload=Workload(settings={**run.workload.settings, "tables.num_embeddings": 1_000_000}),
     )
@@ -199,7 +200,7 @@ def test_the_command_of_a_run_measures_it_again() -> None:
     assert reproduction(run) == (
         "pytest tests/test_it.py --preset laptop --variants native_tf,native_tf_hybrid,hps_tf,"
         "hps_ensemble,hps_onnx_fp32,hps_onnx_fp16 --set hps.gpucache=false "
-        "--set 'load.also_keys=['\"'\"'zipf'\"'\"']'"
+        "--set 'load.also_keys=['\"'\"'zipf'\"'\"']' --set servers.xla=true"
     )
 
 

@@ -13,7 +13,7 @@ from hpsbench import runs
 from hpsbench.errors import BaselineError
 from hpsbench.presets import load_suite
 from hpsbench.verdict import vanished
-from hpsbench.workload import benchmark_id, changes, workload_of
+from hpsbench.workload import benchmark_id, changes, subject_settings, workload_of
 from tests.scripted import MACHINE, baseline_of, measurement, run_of
 
 
@@ -32,6 +32,14 @@ def test_a_latency_of_the_wrong_type_is_named(tmp_path: Path) -> None:
     path = runs.save(tmp_path, run_of(measurement(requests=3)))
     path.write_text(re.sub(r'(latencies_ns": \[\d+, )\d+', r'\1"slow"', path.read_text()))
     with pytest.raises(BaselineError, match=r"latencies_ns\[1\] is a str, not a int"):
+        runs.load(path)
+
+
+@pytest.mark.parametrize("value", ['"SLOWER"', "[]"])
+def test_an_outcome_that_there_is_none_is_named(tmp_path: Path, value: str) -> None:
+    path = runs.save(tmp_path, run_of(measurement()))
+    path.write_text(path.read_text().replace('"NO_BASELINE"', value))
+    with pytest.raises(BaselineError, match=r"verdict\.outcome is .* not one of REGRESSED, "):
         runs.load(path)
 
 
@@ -112,6 +120,19 @@ def test_runs_compare_when_the_same_was_asked(override: str, comparable: bool) -
     before, after = workload_of(load_suite("smoke")), workload_of(load_suite("smoke", [override]))
     assert (before.digest == after.digest) is comparable
     assert (not changes(before.settings, after.settings)) is comparable
+
+
+def test_settings_of_the_server_are_named_where_they_are_not_the_default() -> None:
+    usual = subject_settings(load_suite("smoke"))
+    for setting in ("servers.xla=true", "servers.cuda_graphs=false", "servers.stage_times=true"):
+        name, _, value = setting.partition("=")
+        assert name not in usual
+        assert subject_settings(load_suite("smoke", [setting])) == {
+            **usual,
+            name: value.capitalize(),
+        }
+    patient = load_suite("smoke", ["servers.startup_timeout_s=7", "servers.request_timeout_s=7"])
+    assert subject_settings(patient) == usual
 
 
 def test_a_change_names_the_setting_and_both_values() -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import threadpoolctl
@@ -19,6 +19,7 @@ from hpsbench.load.interleaved import Participant
 from hpsbench.models.build import Build
 from hpsbench.models.kinds import Batch, kind_of
 from hpsbench.models.variants import Variant
+from hpsbench.presets import load_suite
 from hpsbench.servers.endpoint import Endpoint
 from hpsbench.servers.statistics import LookupCount
 from hpsbench.servers.triton import TritonServer, running_triton
@@ -111,6 +112,20 @@ def variant_engine(variant: Variant, engines: Mapping[str, str]) -> str | None:
     """Return what runs a variant, of an ensemble all its steps that tell; None where none does."""
     found = dict.fromkeys(engines[model] for model in variant.timed_models if model in engines)
     return "; ".join(found) or None
+
+
+def parity_suite(suite: Suite) -> Suite:
+    """Return the suite whose answers are compared: the small one of its model, or `suite` itself.
+
+    It is served as `suite` is, by the same parameter server, but for what makes answers coarser
+    (TensorFloat-32) or leaves keys out (a hit rate below 1).
+    """
+    small = kind_of(suite).parity_preset
+    return replace(
+        load_suite(small) if small else suite,
+        servers=replace(suite.servers, tensor_float_32=False),
+        hps=replace(suite.hps, hit_rate_threshold=1.0),
+    )
 
 
 def request_batches(suite: Suite, batch_size: int, keys: str = "") -> list[Batch]:

@@ -8,7 +8,13 @@ import pytest
 from hpsbench.models.kinds.dlrm import DlrmBuild
 from hpsbench.models.repository import ModelRepository
 from hpsbench.presets import load_suite
-from hpsbench.serving import DISTINCT_REQUESTS, NUMPY_SAMPLES, numpy_reference, request_batches
+from hpsbench.serving import (
+    DISTINCT_REQUESTS,
+    NUMPY_SAMPLES,
+    numpy_reference,
+    parity_suite,
+    request_batches,
+)
 
 
 class RowsAsked(DlrmBuild):
@@ -32,6 +38,20 @@ def test_requests_carry_other_keys_where_the_stream_does(keys: str, count: int) 
         assert batch.categorical.dtype == np.int32
         assert batch.numerical.shape == (8, 13)
         assert 0 <= batch.categorical.min() <= batch.categorical.max() < 20_000
+
+
+def test_answers_are_compared_as_they_are_served_and_by_the_same_parameter_server() -> None:
+    options = ["hps.module=other", "hps.gpucacheper=0.5", "hps.hit_rate_threshold=0.8"]
+    options += ["servers.xla=true", "servers.triton=system", "servers.tensor_float_32=true"]
+    suite = parity_suite(load_suite("laptop", options))
+    # A small one answers for all of DLRM, and the many-table model for itself.
+    assert suite.tables == load_suite("smoke").tables
+    assert parity_suite(load_suite("fusion-8", options)).tables == load_suite("fusion-8").tables
+    assert (suite.hps.module, suite.hps.gpucacheper) == ("other", 0.5)
+    assert (suite.servers.xla, suite.servers.triton) == (True, "system")
+    # Neither rounded nor answered with defaults.
+    assert not suite.servers.tensor_float_32
+    assert suite.hps.hit_rate_threshold == 1.0
 
 
 def test_the_numpy_reference_takes_batches_in_turn_and_the_head_of_large_ones(

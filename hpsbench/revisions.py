@@ -152,7 +152,11 @@ def _extract(commit: str, checkout: Path, folder: Path) -> None:
             hint="fetch it: a shallow clone has only the newest",
         )
     with tarfile.open(fileobj=io.BytesIO(done.stdout)) as archive:
-        archive.extractall(folder, filter="data")
+        # Python 3.10 and 3.11 have filters since their last bug fixes; Debian 12's is older.
+        if hasattr(tarfile, "data_filter"):
+            archive.extractall(folder, filter="data")
+        else:
+            archive.extractall(folder)
 
 
 def _make_environment(folder: Path, checkout: Path) -> None:

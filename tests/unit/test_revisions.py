@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -120,6 +121,21 @@ def test_each_revision_builds_with_its_own_code(checkout: Path, tmp_path: Path) 
         # An installed hpsbench, among the shared packages, must not hide the revision's.
         (path,) = revision.python.parents[1].glob("lib/python*/site-packages/*.pth")
         assert path.read_text().splitlines()[0] == str(revision.python.parents[2] / "source")
+
+
+def test_a_revision_is_unpacked_by_a_python_without_archive_filters_too(
+    checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    extractall = tarfile.TarFile.extractall
+
+    def of_python_3_11_2(archive: tarfile.TarFile, path: Path) -> None:
+        extractall(archive, path, filter="data")
+
+    monkeypatch.delattr(tarfile, "data_filter")
+    monkeypatch.setattr(tarfile.TarFile, "extractall", of_python_3_11_2)
+    revision = prepare(commit(checkout, "old"), checkout, tmp_path / "cache")
+    source = revision.python.parents[2] / "source"
+    assert "old" in (source / "hpsbench" / "models" / "build.py").read_text()
 
 
 def test_an_environment_is_made_once_and_again_if_it_was_interrupted(

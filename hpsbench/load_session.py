@@ -8,11 +8,12 @@ from pathlib import Path
 
 from hpsbench import stats
 from hpsbench.config import Suite
-from hpsbench.errors import RequestError
+from hpsbench.errors import ConfigError, RequestError
 from hpsbench.load.arrivals import Arrivals, read_intervals
 from hpsbench.load.client import Client
 from hpsbench.load.closed_loop import ClosedLoop
 from hpsbench.load.open_loop import OpenLoop
+from hpsbench.load.records import Records
 from hpsbench.load_curve import LoadCurve, LoadPoint, knee_of, next_rate, point_of
 
 #: More closed-loop clients are tried until they get this little more.
@@ -69,8 +70,8 @@ def measure_load(
 ) -> LoadCurve:
     """Return the curve over the plan's rates, or over those of a sweep.
 
-    Raises RequestError where not even one client alone is answered, and whatever `check_alive`
-    raises once the server is dead.
+    Raises RequestError where not even one client alone is answered, ConfigError where no request is
+    due at a rate, and whatever `check_alive` raises once the server is dead.
     """
     unloaded_ns = _unloaded_ns(plan, connect, check_alive)
     points: list[LoadPoint] = []
@@ -106,7 +107,10 @@ def measure_load(
 def capacity(
     plan: LoadPlan, connect: Callable[[], Client], check_alive: Callable[[], None]
 ) -> float:
-    """Return the answers per second that closed loops get, of as many clients as it takes."""
+    """Return the answers per second that closed loops get, of as many clients as it takes.
+
+    Raises RequestError where nothing is answered.
+    """
     best_hz, clients = 0.0, 1
     while clients <= min(_MAX_CLIENTS, plan.connections):
         loop = ClosedLoop(concurrency=clients, measure_s=plan.capacity_s)
@@ -115,6 +119,8 @@ def capacity(
         if rate_hz < _WORTH_MORE_CLIENTS * best_hz:
             break
         best_hz, clients = rate_hz, 2 * clients
+    if not best_hz:
+        raise _unanswered(records)
     return best_hz
 
 
@@ -123,11 +129,15 @@ def _unloaded_ns(
 ) -> int:
     records = ClosedLoop(measure_s=plan.capacity_s).run(connect, check_alive)
     if not len(records.latencies_ns):
-        raise RequestError(
-            f"no request was answered: {records.messages[0]}",
-            hint="see that the model takes these inputs; read the server's log",
-        )
+        raise _unanswered(records)
     return stats.percentile_ns(records.latencies_ns, 50)
+
+
+def _unanswered(records: Records) -> RequestError:
+    return RequestError(
+        f"no request was answered: {records.messages[0]}",
+        hint="see that the model takes these inputs; read the server's log",
+    )
 
 
 def _measure_rate(
@@ -141,6 +151,11 @@ def _measure_rate(
         rate_hz, plan.warmup_s + plan.duration_s, seed=plan.seed * 1000 + number
     )
     warmup_ns = round(plan.warmup_s * 1e9)
+    if not (arrivals_ns >= warmup_ns).any():
+        raise ConfigError(
+            f"at {rate_hz:g} requests/s none is due in the {plan.duration_s:g} s that count",
+            hint="measure for longer, or at a higher rate",
+        )
     loop = OpenLoop(arrivals_ns=arrivals_ns, warmup_ns=warmup_ns, connections=plan.connections)
     run = loop.run(connect, check_alive)
     return point_of(run, asked_hz=rate_hz, duration_s=plan.duration_s, slo_ns=plan.slo_ns)

@@ -132,7 +132,7 @@ def _decode(wanted: Any, value: Any, where: str) -> Any:
         items = _checked(dict, value, where)
         return {k: _decode(arguments[1], v, f"{where}.{k}") for k, v in items.items()}
     if isinstance(wanted, type) and issubclass(wanted, enum.Enum):
-        if value not in {member.value for member in wanted}:
+        if value not in [member.value for member in wanted]:
             raise _MismatchError(
                 where, f"is {value!r}, not one of {', '.join(m.value for m in wanted)}"
             )

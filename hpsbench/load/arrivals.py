@@ -66,6 +66,8 @@ def read_intervals(path: Path) -> tuple[int, ...]:
         lines = [line for line in path.read_text("utf-8").splitlines() if line.strip()]
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}", hint="check the path") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is no text: {error}", hint="write it as UTF-8") from error
     intervals = []
     for number, line in enumerate(lines, start=1):
         try:

@@ -50,6 +50,10 @@ def _read_preset(preset: str) -> dict[str, dict[str, Any]]:
                 f"preset file {preset}: {error.strerror}",
                 hint="give the path of a TOML file, or one of " + ", ".join(preset_names()),
             ) from error
+        except UnicodeDecodeError as error:
+            raise ConfigError(
+                f"preset file {preset} is no text: {error}", hint="write it as UTF-8"
+            ) from error
     else:
         raise ConfigError(
             f"unknown preset {preset!r}",

@@ -119,6 +119,7 @@ def test_every_option_has_its_help(session: Callable[..., pytest.RunResult]) -> 
             "  --triton=WHICH*",
             "  --hps-module=MODULE*",
             "  --baselines=DIR*",
+            "  --resume*",
             "  --strict-gate*",
             "  --no-strict-gate*",
         ]

@@ -102,6 +102,9 @@ def test_a_file_of_anything_else_is_refused(tmp_path: Path, text: str, problem: 
         read_intervals(path)
     with pytest.raises(ConfigError, match="No such file"):
         read_intervals(tmp_path / "missing")
+    path.write_bytes(b"\xff")
+    with pytest.raises(ConfigError, match="is no text"):
+        read_intervals(path)
 
 
 def test_kind_and_intervals_must_agree() -> None:

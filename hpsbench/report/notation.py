@@ -35,7 +35,7 @@ def meaning(outcome: Outcome) -> str:
 
 def by_outcome(verdicts: Iterable[Verdict]) -> dict[Outcome, list[Verdict]]:
     """Return the verdicts, worst outcome first; each outcome's by name, b32 before b256."""
-    ordered = sorted(verdicts, key=lambda v: (_ORDER.index(v.outcome), natural(v.benchmark)))
+    ordered = sorted(verdicts, key=lambda v: (_ORDER.index(v.outcome), _natural(v.benchmark)))
     groups: dict[Outcome, list[Verdict]] = {}
     for verdict in ordered:
         groups.setdefault(verdict.outcome, []).append(verdict)
@@ -77,7 +77,7 @@ def by_sentence(verdicts: Iterable[Verdict]) -> dict[str, list[str]]:
     return sentences
 
 
-def natural(name: str) -> list[tuple[str, int]]:
+def _natural(name: str) -> list[tuple[str, int]]:
     """Return a key that sorts b32 before b256."""
     return [(text, int(number or 0)) for text, number in re.findall(r"(\D+)(\d*)", name)]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import textwrap
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -16,7 +15,6 @@ from hpsbench.session import Progress
 from hpsbench.verdict import Outcome, Verdict
 from hpsbench.workload import split_row
 
-_ORDER = list(Outcome)
 _BATCH_WIDTH = 8
 _LABEL_WIDTH = 18
 _MIN_COLUMN = 12
@@ -38,14 +36,14 @@ class Line:
 
 #: What stands in a row of the table, and how a figure is written.
 _ROWS: tuple[tuple[str, Callable[[Figures], float | None], Callable[[float], str]], ...] = (
-    ("client p50, ms", lambda f: f.p50_ns / 1e6, lambda v: _significant(v)),
-    ("client p10, ms", lambda f: f.p10_ns / 1e6, lambda v: _significant(v)),
+    ("client p50, ms", lambda f: f.p50_ns / 1e6, notation.significant),
+    ("client p10, ms", lambda f: f.p10_ns / 1e6, notation.significant),
     (
         "infer mean, ms",
         lambda f: None if f.compute_infer_ns is None else f.compute_infer_ns / 1e6,
-        lambda v: _significant(v),
+        notation.significant,
     ),
-    ("k samples/s", lambda f: f.samples_per_s / 1e3, lambda v: _significant(v)),
+    ("k samples/s", lambda f: f.samples_per_s / 1e3, notation.significant),
     ("p10 : {reference}", lambda f: f.ratio, lambda v: f"{v:.3f}"),
 )
 
@@ -102,7 +100,7 @@ def engine_lines(run: Run, *, width: int) -> list[Line]:
 def verdict_lines(verdicts: Sequence[Verdict], *, width: int) -> list[Line]:
     """Return the verdicts, worst first; what several share is said once, and so is a hint."""
     distinct, since = notation.changed_since(verdicts)
-    ordered = sorted(distinct, key=lambda v: (_ORDER.index(v.outcome), _natural(v.benchmark)))
+    ordered = [v for group in notation.by_outcome(distinct).values() for v in group]
     lines: list[Line] = []
     for (outcome, hint), group in groupby(ordered, key=lambda v: (v.outcome, v.hint)):
         for text, benchmarks in _shared(group):
@@ -211,11 +209,6 @@ def _labelled(batch: str, label: str, rest: str) -> str:
     return batch.rjust(_BATCH_WIDTH - 2) + "  " + label.ljust(_LABEL_WIDTH) + rest
 
 
-def _natural(name: str) -> list[tuple[str, int]]:
-    """Return a key that sorts b32 before b256."""
-    return [(text, int(number or 0)) for text, number in re.findall(r"(\D+)(\d*)", name)]
-
-
 def _shared(verdicts: Iterable[Verdict]) -> Iterable[tuple[str, list[str]]]:
     """Return what was said and of which benchmarks; one with figures stands alone."""
     said: dict[tuple[str, str | None], list[str]] = {}
@@ -249,13 +242,6 @@ def _color(outcome: Outcome) -> str:
     if outcome in (Outcome.REGRESSED, Outcome.INVALID):
         return "red"
     return "green" if outcome.decided else "yellow"
-
-
-def _significant(value: float) -> str:
-    """Return four significant digits, and never an exponent: `0.1234`, `12.34`, `12345`."""
-    if value >= 1000:
-        return f"{value:.0f}"
-    return f"{value:#.4g}"
 
 
 def _duration(seconds: float) -> str:

@@ -93,12 +93,20 @@ def find_commit(name: str, checkout: Path) -> str | None:
     return done.stdout.strip() if done.returncode == 0 else None
 
 
+def project_folder(folder: Path) -> Path:
+    """Return the folder with the project's `pyproject.toml`: this one, or the nearest around it."""
+    around = (folder, *folder.parents)
+    return next((path for path in around if (path / "pyproject.toml").is_file()), folder)
+
+
 def prepare(commit: str, checkout: Path, cache_dir: Path) -> Revision:
     """Return a commit's environment, made on first use below `cache_dir`.
 
-    It shares the installed packages where the commit depends on the same ones as `checkout`, and
-    installs its own where not. Raises ConfigError with pip's or git's words where it cannot be.
+    `checkout` is the project's folder, or one in it. The environment shares the installed packages
+    where the commit depends on the same ones as the project does now, and installs its own where
+    not. Raises ConfigError with pip's or git's words where it cannot be.
     """
+    checkout = project_folder(checkout)
     cache_dir.mkdir(parents=True, exist_ok=True)
     # What is shared belongs to the environment that runs now.
     ours = hashlib.sha256(f"{sys.prefix} {sys.version}".encode()).hexdigest()[:8]

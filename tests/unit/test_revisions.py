@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from hpsbench import revisions
+from hpsbench.commands import compare
 from hpsbench.errors import ConfigError
 from hpsbench.load.inputs import read_input_data
-from hpsbench.revisions import build_models, find_commit, prepare
+from hpsbench.revisions import build_models, find_commit, prepare, project_folder
 from hpsbench.servers.metadata import InputMetadata, ModelMetadata
 
 TAKES_IDS = ModelMetadata(
@@ -136,6 +137,19 @@ def test_a_revision_is_unpacked_by_a_python_without_archive_filters_too(
     revision = prepare(commit(checkout, "old"), checkout, tmp_path / "cache")
     source = revision.python.parents[2] / "source"
     assert "old" in (source / "hpsbench" / "models" / "build.py").read_text()
+
+
+def test_the_whole_project_is_taken_from_any_folder_of_its_checkout(
+    checkout: Path, tmp_path: Path
+) -> None:
+    sha = commit(checkout, "first")
+    source = prepare(sha, checkout / "hpsbench", tmp_path / "cache").python.parents[2] / "source"
+    assert (source / "pyproject.toml").is_file()
+    assert (source / "hpsbench" / "serving.py").is_file()
+
+
+def test_compare_reads_the_revisions_of_this_project() -> None:
+    assert (project_folder(compare.CHECKOUT) / "hpsbench" / "commands" / "compare.py").is_file()
 
 
 def test_an_environment_is_made_once_and_again_if_it_was_interrupted(

@@ -13,13 +13,23 @@ from pathlib import Path
 from typing import Any
 
 from hpsbench.errors import HpsError
-from hpsbench.hps.fields import LOG, Problem, at_least, one_of, read_fields, required, within
+from hpsbench.hps.fields import (
+    LOG,
+    Problem,
+    at_least,
+    check_rules,
+    one_of,
+    read_fields,
+    required,
+    within,
+)
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,120}")
 _CACHE_TYPES = ("dynamic", "static", "uvm")
 _HASH_MAPS = ("hash_map", "parallel_hash_map", "multi_process_hash_map")
 _OVERFLOW_POLICIES = ("evict_random", "evict_least_used", "evict_oldest")
 _UINT64_MAX = 2**64 - 1
+_MAX_PARTITIONS = 1 << 16
 _REDIS_PORT = 6379
 
 
@@ -58,6 +68,7 @@ class ModelConfiguration:
     slot_num: int = at_least(0, 1)
 
     def __post_init__(self) -> None:
+        check_rules(self)
         tables = len(self.sparse_files)
         if not _NAME.fullmatch(self.model):
             raise Problem("model", repr(self.model), "letters, digits, _ and -, 1 to 120 of them")
@@ -129,8 +140,8 @@ class VolatileDatabase:
     """
 
     type: str
-    num_partitions: int = at_least(1, 16)
-    allocation_rate: int = at_least(1, 268435456)
+    num_partitions: int = within(1, _MAX_PARTITIONS, 16)
+    allocation_rate: int = within(1, _UINT64_MAX, 268435456)
     max_batch_size: int = at_least(1, 65536)
     overflow_margin: int = within(1, _UINT64_MAX, _UINT64_MAX)
     overflow_policy: str = one_of(_OVERFLOW_POLICIES, "evict_random")
@@ -155,6 +166,7 @@ class VolatileDatabase:
     near_cache: VolatileDatabase | None = None
 
     def __post_init__(self) -> None:
+        check_rules(self)
         _supported(self.type, (*_HASH_MAPS, "redis_cluster", "disabled"))
         _check_filters(self.update_filters)
         _addresses(self.address)
@@ -191,6 +203,7 @@ class PersistentDatabase:
     update_filters: tuple[str, ...] = ("^hps_.+$",)
 
     def __post_init__(self) -> None:
+        check_rules(self)
         _supported(self.type, ("rocks_db", "disabled"))
         _check_filters(self.update_filters)
 
@@ -209,6 +222,7 @@ class UpdateSource:
     max_commit_interval: int = at_least(1, 32)
 
     def __post_init__(self) -> None:
+        check_rules(self)
         _supported(self.type, ("disabled",), not_yet=("kafka_message_queue",))
 
 
@@ -307,10 +321,7 @@ def parse_configuration(text: str, source: str) -> Configuration:
     try:
         return read_fields(Configuration, document, source)
     except Problem as problem:
-        raise HpsError(
-            f"configuration {source}: {problem.field} is {problem.value}",
-            hint=f"it must be {problem.rule}",
-        ) from None
+        raise HpsError(f"configuration {source}: {problem.problem}", hint=problem.hint) from None
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -14,17 +14,19 @@ import typing
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
+from hpsbench.errors import HpsError
+
 LOG = logging.getLogger("hpsbench.hps")
 _T = TypeVar("_T")
 _TYPE_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "a string"}
 _warned: set[tuple[str, str]] = set()
 
 
-class Problem(Exception):
+class Problem(HpsError):
     """A field breaks its rule: `field` (a path like models[0].gpucacheper) is `value`."""
 
     def __init__(self, field: str, value: object, rule: str) -> None:
-        super().__init__(field, value, rule)
+        super().__init__(f"{field} is {value}", hint=f"it must be {rule}")
         self.field, self.value, self.rule = field, value, rule
 
     def inside(self, outer: str) -> Problem:
@@ -53,7 +55,7 @@ def required(default: _T) -> _T:
 
 
 def read_fields(cls: type[_T], values: object, source: str, where: str = "") -> _T:
-    """Return the dataclass `cls` made of the JSON object `values`, and check every field's rule.
+    """Return the dataclass `cls` made of the JSON object `values`, which checks its fields' rules.
 
     `where` is the path of the object in the file `source`. Raises Problem, with field paths
     relative to the object.
@@ -69,10 +71,15 @@ def read_fields(cls: type[_T], values: object, source: str, where: str = "") -> 
     for name, field in known.items():
         if name in values:
             arguments[name] = _convert(hints[name], values[name], name, source, where)
-            _check(field, arguments[name])
         elif field.default is dataclasses.MISSING or field.metadata.get("required"):
             raise Problem(name, "missing", f"there; it is {_type_name(hints[name])}")
     return cls(**arguments)
+
+
+def check_rules(instance: Any) -> None:
+    """Raise Problem for the first field of a dataclass's instance whose value breaks its rule."""
+    for field in dataclasses.fields(instance):
+        _check(field, getattr(instance, field.name))
 
 
 def _warn_unknown(source: str, path: str, name: str, known: list[str]) -> None:

@@ -74,7 +74,7 @@ class XlaCompiled(keras.layers.Layer):  # type: ignore[misc]
         super().__init__(**keywords)
         self._model = model
         self._compiled = tf.function(
-            lambda *inputs: model(list(inputs), training=False), jit_compile=True
+            lambda *inputs: model(list(inputs), training=False), jit_compile=True, autograph=False
         )
 
     def call(self, *inputs: tf.Tensor) -> tf.Tensor:

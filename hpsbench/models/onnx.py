@@ -32,7 +32,7 @@ def convert(dense: keras.Model) -> onnx.ModelProto:
 
     specs = [tf.TensorSpec(i.shape, i.dtype, name=i.name) for i in dense.inputs]
 
-    @tf.function(input_signature=specs)  # type: ignore[untyped-decorator]
+    @tf.function(input_signature=specs, autograph=False)  # type: ignore[untyped-decorator]
     def serve(vectors: tf.Tensor, numerical_features: tf.Tensor) -> dict[str, tf.Tensor]:
         return {OUTPUT: dense([vectors, numerical_features], training=False)}
 

@@ -28,7 +28,7 @@ def export_savedmodel(
     if specs is None:
         specs = [tf.TensorSpec(i.shape, i.dtype, name=i.name) for i in model.inputs]
 
-    @tf.function(input_signature=specs)  # type: ignore[untyped-decorator]
+    @tf.function(input_signature=specs, autograph=False)  # type: ignore[untyped-decorator]
     def serve(*inputs: tf.Tensor) -> dict[str, tf.Tensor]:
         return {OUTPUT: model(list(adapt(*inputs) if adapt else inputs), training=False)}
 

@@ -311,3 +311,26 @@ def test_what_is_written_is_read_back(tmp_path):
 def test_a_model_that_is_not_there_is_answered_with_those_that_are():
     with pytest.raises(HpsError, match="has no model 'wide'\n  hint: it has dlrm"):
         parse(document()).model("wide")
+
+
+@pytest.mark.parametrize(
+    ("section", "problem"),
+    [
+        (lambda: model(gpucacheper=5.0), "gpucacheper is 5.0"),
+        (lambda: model(embedding_cache_type="dynamc"), "embedding_cache_type is 'dynamc'"),
+        (lambda: model(model="dl rm"), "model is 'dl rm'"),
+        (lambda: VolatileDatabase(type="hash_map", num_partitions=2**32), "num_partitions is 4"),
+        (lambda: PersistentDatabase(type="rocks_db", num_threads=0), "num_threads is 0"),
+        (lambda: UpdateSource(type="disabled", max_batch_size=0), "max_batch_size is 0"),
+    ],
+)
+def test_a_configuration_that_code_makes_is_checked_as_one_that_is_read(section, problem):
+    with pytest.raises(HpsError, match=problem) as caught:
+        section()
+    assert caught.value.hint.startswith("it must be ")
+
+
+def model(**changed):
+    return ModelConfiguration(
+        **{k: tuple(v) if isinstance(v, list) else v for k, v in {**MODEL, **changed}.items()}
+    )

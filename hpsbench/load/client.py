@@ -11,8 +11,9 @@ from types import TracebackType
 from typing import Any, Protocol, TypeAlias, TypeVar
 
 import numpy.typing as npt
+from tritonclient.utils import np_to_triton_dtype
 
-from hpsbench.errors import ConfigError
+from hpsbench.errors import ConfigError, RequestTimeout
 from hpsbench.servers.endpoint import Endpoint
 
 Tensor: TypeAlias = npt.NDArray[Any]
@@ -87,6 +88,25 @@ def connect(
 
         return GrpcClient(endpoint, inputs, outputs=outputs, timeout_s=timeout_s)
     raise ConfigError(f"unknown protocol {protocol!r}", hint="use http or grpc")
+
+
+def datatype_of(name: str, tensor: Tensor) -> str:
+    """Return Triton's name for the input's dtype; raises ConfigError where it has none."""
+    datatype: str | None = np_to_triton_dtype(tensor.dtype)
+    if datatype is None:
+        raise ConfigError(
+            f"input {name} has dtype {tensor.dtype}, which Triton does not know",
+            hint="pass integers, floats, booleans or bytes",
+        )
+    return datatype
+
+
+def timed_out(where: str, timeout_s: float) -> RequestTimeout:
+    """Return the error for a model that gives no answer in time."""
+    return RequestTimeout(
+        f"{where} did not answer within {timeout_s:g} s",
+        hint="raise servers.request_timeout_s if the request is a large one",
+    )
 
 
 def requests_of(inputs: Inputs) -> tuple[Mapping[str, Tensor], ...]:

@@ -7,10 +7,18 @@ from collections.abc import Mapping, Sequence
 
 import grpc  # type: ignore[import-untyped]
 from tritonclient.grpc import InferResult, service_pb2
-from tritonclient.utils import np_to_triton_dtype, serialize_byte_tensor
+from tritonclient.utils import serialize_byte_tensor
 
-from hpsbench.errors import ConfigError, RequestError, RequestTimeout
-from hpsbench.load.client import EMPTY_ANSWER_HINT, Client, Inputs, Tensor, requests_of
+from hpsbench.errors import ConfigError, RequestError
+from hpsbench.load.client import (
+    EMPTY_ANSWER_HINT,
+    Client,
+    Inputs,
+    Tensor,
+    datatype_of,
+    requests_of,
+    timed_out,
+)
 from hpsbench.servers.endpoint import Endpoint
 
 _METHOD = "/inference.GRPCInferenceService/ModelInfer"
@@ -83,10 +91,7 @@ class GrpcClient(Client):
             response = self._call(request, timeout=self._timeout_s)
         except grpc.RpcError as error:
             if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
-                raise RequestTimeout(
-                    f"{self._where} did not answer within {self._timeout_s:g} s",
-                    hint="raise servers.request_timeout_s if the request is a large one",
-                ) from error
+                raise timed_out(self._where, self._timeout_s) from error
             raise RequestError(
                 f"{self._where} answered with status {error.code().name}: {error.details()}",
                 hint="read the server's log for this request",
@@ -109,12 +114,7 @@ class GrpcClient(Client):
 def _encode(endpoint: Endpoint, tensors: Mapping[str, Tensor], outputs: Sequence[str]) -> bytes:
     request = service_pb2.ModelInferRequest(model_name=endpoint.model)
     for name, tensor in tensors.items():
-        datatype = np_to_triton_dtype(tensor.dtype)
-        if datatype is None:
-            raise ConfigError(
-                f"input {name} has dtype {tensor.dtype}, which Triton does not know",
-                hint="pass integers, floats, booleans or bytes",
-            )
+        datatype = datatype_of(name, tensor)
         request.inputs.add(name=name, datatype=datatype, shape=tensor.shape)
         content = serialize_byte_tensor(tensor).item() if datatype == "BYTES" else tensor.tobytes()
         request.raw_input_contents.append(content)

@@ -11,10 +11,18 @@ from dataclasses import dataclass
 from urllib.parse import quote
 
 from tritonclient.http import InferenceServerClient, InferInput, InferRequestedOutput
-from tritonclient.utils import InferenceServerException, np_to_triton_dtype
+from tritonclient.utils import InferenceServerException
 
-from hpsbench.errors import ConfigError, RequestError, RequestTimeout
-from hpsbench.load.client import EMPTY_ANSWER_HINT, Client, Inputs, Tensor, requests_of
+from hpsbench.errors import ConfigError, RequestError
+from hpsbench.load.client import (
+    EMPTY_ANSWER_HINT,
+    Client,
+    Inputs,
+    Tensor,
+    datatype_of,
+    requests_of,
+    timed_out,
+)
 from hpsbench.servers.endpoint import Endpoint
 
 _END_OF_HEAD = b"\r\n\r\n"
@@ -121,10 +129,7 @@ class HttpClient(Client):
             return self._receive(connection)
         except BlockingIOError as error:
             self.close()
-            raise RequestTimeout(
-                f"{self._where} did not answer within {self._timeout_s:g} s",
-                hint="raise servers.request_timeout_s if the request is a large one",
-            ) from error
+            raise timed_out(self._where, self._timeout_s) from error
         except OSError as error:
             self.close()
             raise self._error(
@@ -250,12 +255,7 @@ class HttpClient(Client):
 def _encode(endpoint: Endpoint, tensors: Mapping[str, Tensor], outputs: Sequence[str]) -> bytes:
     inputs = []
     for name, tensor in tensors.items():
-        datatype = np_to_triton_dtype(tensor.dtype)
-        if datatype is None:
-            raise ConfigError(
-                f"input {name} has dtype {tensor.dtype}, which Triton does not know",
-                hint="pass integers, floats, booleans or bytes",
-            )
+        datatype = datatype_of(name, tensor)
         inputs.append(InferInput(name, list(tensor.shape), datatype).set_data_from_numpy(tensor))
     wanted = [InferRequestedOutput(name) for name in outputs]
     body, json_length = InferenceServerClient.generate_request_body(inputs, outputs=wanted or None)

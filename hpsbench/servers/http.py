@@ -51,6 +51,14 @@ def get(address: str, path: str, *, timeout_s: float = 10.0) -> tuple[int, bytes
             raise
 
 
+def ask(address: str, path: str) -> tuple[int, bytes]:
+    """Return what `get` does; raises ServerError when no answer comes."""
+    try:
+        return get(address, path)
+    except CONNECTION_ERRORS as error:
+        raise unreachable(address, error) from error
+
+
 def post(address: str, path: str, body: bytes = b"{}", *, timeout_s: float) -> tuple[int, bytes]:
     """Return status and body of a POST, over a connection of its own: it may take long.
 

@@ -60,10 +60,7 @@ def parse_metadata(metadata: dict[str, Any], config: dict[str, Any]) -> ModelMet
 
 def _get(address: str, model: str, what: str) -> dict[str, Any]:
     path = f"/v2/models/{quote(model, safe='')}{what}"
-    try:
-        status, body = http.get(address, path)
-    except http.CONNECTION_ERRORS as error:
-        raise http.unreachable(address, error) from error
+    status, body = http.ask(address, path)
     if status != 200:
         raise ServerError(
             f"triton at {address} does not describe model {model!r}: {http.reason(body)}",

@@ -15,8 +15,8 @@ from hpsbench.servers.triton import TritonServer, running_triton
 PROBE_MODEL = "hpsbench_probe"
 _QUESTION = (1.0, 2.5, -3.0)
 
-_CONFIG = f"""\
-name: "{PROBE_MODEL}"
+_CONFIG = """\
+name: "{name}"
 backend: "python"
 max_batch_size: 0
 input [{{ name: "x" data_type: TYPE_FP32 dims: [ -1 ] }}]
@@ -66,10 +66,18 @@ def probe_triton(config: ServerConfig, folder: Path) -> Probe:
 
 def write_probe_model(repository: Path) -> None:
     """Write the model `PROBE_MODEL` (float32 x -> y = x + 1) into a model repository."""
-    folder = repository / PROBE_MODEL
+    write_python_model(repository, PROBE_MODEL, _MODEL)
+
+
+def write_python_model(repository: Path, name: str, code: str) -> None:
+    """Write one instance of a Python model, float32 x of any length to y, into a repository.
+
+    `code` is its `model.py`.
+    """
+    folder = repository / name
     (folder / "1").mkdir(parents=True, exist_ok=True)
-    (folder / "config.pbtxt").write_text(_CONFIG)
-    (folder / "1" / "model.py").write_text(_MODEL)
+    (folder / "config.pbtxt").write_text(_CONFIG.format(name=name))
+    (folder / "1" / "model.py").write_text(code)
 
 
 def check_probe_model(server: TritonServer, *, timeout_s: float = 10.0) -> None:

@@ -72,10 +72,7 @@ def read_statistics(http_address: str, model: str) -> ModelStatistics:
     answered it, so a reading may lag behind the answers by some milliseconds. Raises ServerError
     when Triton gives no answer or has no such model.
     """
-    try:
-        status, body = http.get(http_address, f"/v2/models/{model}/stats")
-    except http.CONNECTION_ERRORS as error:
-        raise http.unreachable(http_address, error) from error
+    status, body = http.ask(http_address, f"/v2/models/{model}/stats")
     if status != 200:
         raise ServerError(
             f"triton at {http_address} has no statistics of model {model!r}: {http.reason(body)}",
@@ -108,10 +105,7 @@ def read_metrics(metrics_address: str) -> dict[str, float]:
     Among them `nv_cpu_utilization` (0 to 1), `nv_cpu_memory_used_bytes` and, with a GPU,
     `nv_gpu_utilization` and `nv_gpu_memory_used_bytes`. Raises ServerError without an answer.
     """
-    try:
-        status, body = http.get(metrics_address, "/metrics")
-    except http.CONNECTION_ERRORS as error:
-        raise http.unreachable(metrics_address, error) from error
+    status, body = http.ask(metrics_address, "/metrics")
     if status != 200:
         raise ServerError(
             f"no metrics at {metrics_address}: HTTP status {status}",

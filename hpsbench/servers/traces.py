@@ -179,10 +179,7 @@ def find_tracing(http_address: str) -> Tracing | None:
 
     None too where somebody traces it already. Raises ServerError without an answer.
     """
-    try:
-        status, body = http.get(http_address, _SETTINGS)
-    except http.CONNECTION_ERRORS as error:
-        raise http.unreachable(http_address, error) from error
+    status, body = http.ask(http_address, _SETTINGS)
     if status != 200:
         return None
     settings = json.loads(body)

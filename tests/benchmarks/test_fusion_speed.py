@@ -10,7 +10,6 @@ inputs alone takes Python 2 ms. `model` has the published demo's dense layer beh
 signature is called from Python, as Triton's Python backend does.
 """
 
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -22,6 +21,7 @@ import hpsbench.hps as hps
 from hpsbench.hps import session
 from hpsbench.hps.configuration import Configuration, ModelConfiguration, write_configuration
 from hpsbench.hps.sparse_model import write_sparse_model
+from tests.benchmarks.alternation import medians_us
 
 VOCABULARY, DIM, BATCH, BATCHES = 10_000, 16, 256, 8
 #: By tables and keys per table and sample: how much faster the fused embeddings are at least.
@@ -108,17 +108,6 @@ def export_all(folder: Path, num_tables: int, hotness: int, *, dense: bool) -> d
     hps.export_fused(paths["unfused"], paths["fused"])
     Demo(theirs, hotness, weights, variables).export(paths["tensorflow"])
     return paths
-
-
-def medians_us(calls: dict[str, Callable[[int], object]], rounds: int) -> dict[str, float]:
-    """Return the median time of each call in microseconds; the calls take turns."""
-    times: dict[str, list[int]] = {name: [] for name in calls}
-    for i in range(rounds + 5):
-        for name, call in calls.items():
-            started = time.perf_counter_ns()
-            call(i)
-            times[name].append(time.perf_counter_ns() - started)
-    return {name: float(np.median(values[5:])) / 1e3 for name, values in times.items()}
 
 
 def measure(folder: Path, num_tables: int, hotness: int, device: str, *, dense: bool):

@@ -21,6 +21,7 @@ from hpsbench.hps.configuration import Configuration, ModelConfiguration, write_
 from hpsbench.hps.lookup import open_model
 from hpsbench.hps.native.bindings import NativeModel, TableSpec
 from hpsbench.hps.sparse_model import write_sparse_model
+from tests.benchmarks.alternation import medians_us
 
 NUM_ROWS, DIM, SLOTS = 1_000_000, 128, 26
 #: The target is 1.0; what is above is the noise of a shared machine.
@@ -85,17 +86,6 @@ def lookups(tables) -> dict[str, Callable[[tf.Tensor], tf.Tensor]]:
         "range": tf.function(lambda ids: on_range(ids)),
         "scattered": tf.function(lambda ids: on_scattered(ids)),
     }
-
-
-def medians_us(calls: dict[str, Callable[[int], object]], rounds: int) -> dict[str, float]:
-    """Return the median time of each call in microseconds; the calls take turns."""
-    times: dict[str, list[int]] = {name: [] for name in calls}
-    for i in range(rounds + 5):
-        for name, call in calls.items():
-            started = time.perf_counter_ns()
-            call(i)
-            times[name].append(time.perf_counter_ns() - started)
-    return {name: float(np.median(values[5:])) / 1e3 for name, values in times.items()}
 
 
 @pytest.mark.parametrize("batch_size", [32, 256, 1024, 4096])

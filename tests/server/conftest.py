@@ -8,17 +8,8 @@ from pathlib import Path
 import pytest
 
 from hpsbench.config import ServerConfig
-from hpsbench.servers.probe import PROBE_MODEL, write_probe_model
+from hpsbench.servers.probe import PROBE_MODEL, write_probe_model, write_python_model
 from hpsbench.servers.triton import TritonServer, running_triton
-
-_CONFIG = """\
-name: "{name}"
-backend: "python"
-max_batch_size: 0
-input [{{ name: "x" data_type: TYPE_FP32 dims: [ -1 ] }}]
-output [{{ name: "y" data_type: TYPE_FP32 dims: [ -1 ] }}]
-instance_group [{{ kind: KIND_CPU count: 1 }}]
-"""
 
 _MODEL = """\
 import os, signal, time
@@ -48,11 +39,8 @@ def model_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     repository = tmp_path_factory.mktemp("models")
     write_probe_model(repository)
     for name, (initialize, execute) in MISBEHAVING.items():
-        folder = repository / name
-        (folder / "1").mkdir(parents=True)
-        (folder / "config.pbtxt").write_text(_CONFIG.format(name=name))
         code = _MODEL.format(initialize=initialize, execute=execute)
-        (folder / "1" / "model.py").write_text(code)
+        write_python_model(repository, name, code)
     return repository
 
 

@@ -89,8 +89,9 @@ class LoadConfig:
     """How each variant is asked, and for how long; times are seconds, per variant and batch size.
 
     A launch is one fresh server. In each, every batch size is measured in `rounds` rounds, whose
-    requests alternate between the variants; `measure_s` bounds the time and `min_requests` the
-    number from below. For `traced_s` more they are asked with the server's traces on.
+    requests alternate between the variants, `in_a_row` at a time; `measure_s` bounds the time and
+    `min_requests` the number from below. For `traced_s` more they are asked with the server's
+    traces on.
     """
 
     batch_sizes: tuple[int, ...]
@@ -101,6 +102,7 @@ class LoadConfig:
     concurrency: int = 1
     launches: int = 4
     rounds: int = 5
+    in_a_row: int = 1
     warmup_requests: int = 5
     min_requests: int = 20
     measure_s: float = 2.0
@@ -124,7 +126,7 @@ class LoadConfig:
             self.protocol in PROTOCOLS, "load.protocol", self.protocol,
             "one of " + ", ".join(PROTOCOLS),
         )  # fmt: skip
-        for name in ("concurrency", "launches", "rounds", "min_requests"):
+        for name in ("concurrency", "launches", "rounds", "in_a_row", "min_requests"):
             _require(getattr(self, name) >= 1, f"load.{name}", getattr(self, name), "at least 1")
         _require(
             self.warmup_requests >= 0, "load.warmup_requests", self.warmup_requests, "0 or more"

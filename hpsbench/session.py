@@ -132,6 +132,7 @@ def run_session(
                 progress(estimate.starts(number, phase))
                 loop = Interleaved(
                     rounds=load.rounds,
+                    in_a_row=load.in_a_row,
                     warmup_requests=load.warmup_requests,
                     min_requests=load.min_requests,
                     measure_s=load.measure_s,

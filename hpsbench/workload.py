@@ -46,8 +46,9 @@ def split_row(row: str) -> tuple[str, str]:
 def workload_of(suite: Suite, keys: str = "") -> Workload:
     """Return tables, model and load of a suite, with other `keys` than its own where given.
 
-    How long is measured is left out: it makes figures steadier, not different. Settings of the
-    parameter server are left out too, for they are under test (`subject_settings`).
+    How long is measured is left out: it makes figures steadier, not different. Requests in a row
+    make them different, for caches and processors are warm. Settings of the parameter server are
+    left out too, for they are under test (`subject_settings`).
     """
     keys = keys or suite.load.keys
     settings: dict[str, Any] = {
@@ -55,6 +56,8 @@ def workload_of(suite: Suite, keys: str = "") -> Workload:
         "load.protocol": suite.load.protocol,
         "load.concurrency": suite.load.concurrency,
     }
+    if suite.load.in_a_row > 1:
+        settings["load.in_a_row"] = suite.load.in_a_row
     if keys == "zipf":
         settings["load.zipf_alpha"] = suite.load.zipf_alpha
     return Workload(

@@ -1,4 +1,4 @@
-"""Several participants asked in turn, one request at a time, so that all meet the same machine.
+"""Several participants asked in turn, one or a few requests each, so that all meet one machine.
 
 What a noisy machine does to one it does to its neighbour in time: that is why the ratio of two
 interleaved participants carries over between sessions where milliseconds do not.
@@ -18,7 +18,7 @@ from typing import TypeAlias
 from hpsbench.errors import RequestError
 from hpsbench.load.interrupts import deferred_interrupt
 from hpsbench.load.records import Recorder, Records, TracedRequests
-from hpsbench.load.schedule import random_orders, repetitions_for, split_rounds
+from hpsbench.load.schedule import random_orders, repetitions_for, split_rounds, turns
 from hpsbench.servers.endpoint import Endpoint
 from hpsbench.servers.statistics import ModelStatistics
 from hpsbench.servers.traces import Tracing
@@ -101,10 +101,12 @@ class ParticipantRun:
 
 @dataclass(frozen=True, kw_only=True)
 class Interleaved:
-    """How to measure participants together: rounds of requests, each repetition in random order.
+    """How to measure participants together: rounds of turns, each in random order of participants.
 
-    `measure_s` is the time per participant, bounded by `min_requests` and `max_requests` of each.
-    Warm-up requests are not recorded; at least one is sent, because it tells what requests cost.
+    A turn is `in_a_row` requests to each. One finds out what other servers' work costs a request;
+    many are what a benchmark of one server alone would see. `measure_s` is the time per
+    participant, bounded by `min_requests` and `max_requests` of each. Warm-up requests are not
+    recorded; at least one is sent, because it tells what requests cost.
     """
 
     rounds: int
@@ -112,6 +114,7 @@ class Interleaved:
     min_requests: int
     measure_s: float
     seed: int
+    in_a_row: int = 1
     max_requests: int = MAX_REQUESTS
     clock_ns: Callable[[], int] = time.perf_counter_ns
     sleep: Callable[[float], None] = time.sleep
@@ -142,9 +145,10 @@ class Interleaved:
             orders = iter(random_orders(len(asked), repetitions, seed=self.seed).tolist())
             counters.next_reading()
             for count in split_rounds(repetitions, self.rounds):
-                for _ in range(count):
+                for requests in turns(count, self.in_a_row):
                     for index in next(orders):
-                        self._ask(asked[index], check_alive)
+                        for _ in range(requests):
+                            self._ask(asked[index], check_alive)
                 for each in asked:
                     each.end_round()
                 check_alive()

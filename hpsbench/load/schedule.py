@@ -46,6 +46,15 @@ def split_rounds(repetitions: int, rounds: int) -> list[int]:
     return [repetitions // rounds + (i < repetitions % rounds) for i in range(rounds)]
 
 
+def turns(repetitions: int, in_a_row: int) -> list[int]:
+    """Return how many requests in a row each turn of a round has: `in_a_row`, the last ones fewer.
+
+    As few turns as there can be, whose numbers differ by one at most.
+    """
+    count = -(-repetitions // in_a_row)
+    return [repetitions // count + (i < repetitions % count) for i in range(count)]
+
+
 def constant_arrivals(rate_hz: float, duration_s: float) -> Nanoseconds:
     """Return int64[n] nanoseconds from the start, one every 1 / `rate_hz`, below `duration_s`.
 

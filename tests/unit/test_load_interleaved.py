@@ -20,7 +20,7 @@ from hpsbench.load.interleaved import (
     ParticipantRun,
     no_garbage_collection,
 )
-from hpsbench.load.schedule import random_orders, repetitions_for, split_rounds
+from hpsbench.load.schedule import random_orders, repetitions_for, split_rounds, turns
 from hpsbench.servers.endpoint import Endpoint
 from hpsbench.servers.statistics import ModelStatistics
 
@@ -112,6 +112,18 @@ def test_everyone_is_asked_equally_often_and_once_per_repetition() -> None:
     assert all(sorted(repetition) == ["a", "b", "c"] for repetition in repetitions)
     assert len({tuple(repetition) for repetition in repetitions}) == 6
     assert latencies(runs["b"]) == [2 * MS] * 50
+
+
+def test_requests_in_a_row_go_to_one_participant_before_the_next_has_its_turn() -> None:
+    machine = FakeMachine()
+    participants = [machine.participant(n, MS) for n in "abc"]
+    runs = machine.loop(rounds=2, min_requests=20, measure_s=1e-9, in_a_row=4).run(participants)
+    assert {len(run.records) for run in runs.values()} == {20}
+    in_order = iter(machine.asked[9:])
+    # Two rounds of 10 requests.
+    for count in (4, 3, 3, 4, 3, 3):
+        turn = [[next(in_order) for _ in range(count)] for _ in "abc"]
+        assert sorted(turn) == [[name] * count for name in "abc"]
 
 
 def test_each_round_records_its_share_in_order() -> None:
@@ -370,3 +382,12 @@ def test_rounds_share_the_repetitions_evenly(repetitions: int, rounds: int) -> N
     assert sum(counts) == repetitions
     assert len(counts) == min(rounds, repetitions)
     assert max(counts) - min(counts) <= 1
+
+
+@given(repetitions=st.integers(1, 500), in_a_row=st.integers(1, 60))
+def test_turns_share_a_rounds_requests_out(repetitions: int, in_a_row: int) -> None:
+    counts = turns(repetitions, in_a_row)
+    assert sum(counts) == repetitions
+    assert max(counts) <= in_a_row
+    assert max(counts) - min(counts) <= 1
+    assert len(counts) == -(-repetitions // in_a_row)

@@ -112,6 +112,7 @@ def test_a_benchmark_id_names_preset_keys_variant_and_batch_size() -> None:
         ("load.protocol=grpc", False),
         ("load.keys=uniform", False),
         ("load.concurrency=2", False),
+        ("load.in_a_row=5", False),
         ("tables.num_embeddings=7", False),
         ("dlrm.top_mlp=[8, 1]", False),
     ],

@@ -1,4 +1,4 @@
-"""Which stage made the difference. Pure: what requests were made of before and after, in words."""
+"""Which stage or tier made the difference. Pure: what was so before and after, in words."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ from hpsbench.stages import StageProfile
 NAMED_SHARE = 0.1
 #: The traced requests show a change if theirs is at least this share of the judged one.
 SHOWN_SHARE = 0.3
+
+#: Hit rates that moved by less than this are not worth a word; 0.01 is a percentage point.
+NAMED_HIT_RATE = 0.01
 
 _WORDS = {
     "queue": "queue",
@@ -83,6 +86,22 @@ def in_words(found: Attribution, judged_change: float) -> str:
         return f"no stage tells: the traced requests took {change:+.1%}"
     parts = [f"{_WORDS[m.stage]} {_signed_ms(m.moved_ns)}{_percent(m)}" for m in found.named]
     return f"of {_signed_ms(found.whole_ns)}, {', '.join(parts)}"
+
+
+def hit_rates_in_words(before: Mapping[str, float], after: Mapping[str, float]) -> str:
+    """Return `hit rate of GPU 0 cache 98.0% -> 71.5%`, of each tier that moved; empty of none.
+
+    Rates are hits over keys by tier. One that only one side asked is told by itself, for what it
+    was asked for moved elsewhere.
+    """
+    parts = []
+    for tier in dict.fromkeys([*before, *after]):
+        old, new = before.get(tier), after.get(tier)
+        if old is None or new is None:
+            parts.append(f"{tier} {'no longer' if new is None else 'now'} asked")
+        elif abs(new - old) >= NAMED_HIT_RATE:
+            parts.append(f"hit rate of {tier} {old:.1%} -> {new:.1%}")
+    return ", ".join(parts)
 
 
 def _attribution(old: Mapping[str, float], new: Mapping[str, float]) -> Attribution:

@@ -11,7 +11,7 @@ import secrets
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import filelock
@@ -21,8 +21,8 @@ from hpsbench.errors import BaselineError
 from hpsbench.stages import StageProfile
 from hpsbench.workload import Workload
 
-#: 2 added `stages`; files of version 1 are read as before.
-SCHEMA_VERSION = 2
+#: 2 added `stages`, 3 `hit_rates`; files without are read as before.
+SCHEMA_VERSION = 3
 RESTORE_HINT = "restore the file from git, or delete it and run `hpsbench baseline update`"
 LOCK_NAME = ".lock"
 #: Holds what others published (`hpsbench.published`), and is no class of machine.
@@ -51,6 +51,7 @@ class BaselineRun:
 
     `interleaved_with` are the participants that were asked in turn with the benchmark's variant,
     and `stages` the mean of the launches' traced requests, None where they were not traced.
+    `hit_rates` are means too, hits over keys of each tier that was asked.
     """
 
     run_id: str
@@ -60,6 +61,7 @@ class BaselineRun:
     interleaved_with: tuple[str, ...]
     launches: tuple[BaselineLaunch, ...]
     stages: StageProfile | None = None
+    hit_rates: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.launches:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from statistics import fmean
 
 from hpsbench import stats
 from hpsbench.load.interleaved import ParticipantRun, Step, StepCount
@@ -89,6 +90,17 @@ class Measurement:
     def stages(self) -> StageProfile | None:
         """The mean of the launches' stages; None where none was traced."""
         return mean_profile([c.stages for c in self.launches if c.stages is not None])
+
+    @property
+    def hit_rates(self) -> dict[str, float]:
+        """The mean over the launches, of each tier that was asked."""
+        return mean_hit_rates([launch.hit_rates for launch in self.launches])
+
+
+def mean_hit_rates(rates: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Return each tier's mean hit rate over those that asked it, in the order of the tiers."""
+    tiers = dict.fromkeys(tier for of_one in rates for tier in of_one)
+    return {tier: fmean(of_one[tier] for of_one in rates if tier in of_one) for tier in tiers}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -201,6 +201,7 @@ def _baseline(run: Run, result: Result) -> Baseline:
         interleaved_with=m.interleaved_with,
         launches=launches,
         stages=m.stages,
+        hit_rates={tier: round(rate, 6) for tier, rate in m.hit_rates.items()},
     )
     return Baseline(
         benchmark=m.benchmark,

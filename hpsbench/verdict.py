@@ -21,10 +21,10 @@ from statistics import fmean, median, variance
 
 from scipy.special import stdtrit
 
-from hpsbench.attribution import attribute, in_words
+from hpsbench.attribution import attribute, hit_rates_in_words, in_words
 from hpsbench.baselines import Baseline
 from hpsbench.config import GateConfig
-from hpsbench.measurements import Measurement
+from hpsbench.measurements import Measurement, mean_hit_rates
 from hpsbench.session import NUMPY
 from hpsbench.stages import mean_profile
 from hpsbench.workload import Workload, changes
@@ -316,14 +316,18 @@ def _crowd(candidate: Measurement) -> str:
 
 
 def _moved(candidate: Measurement, baseline: Baseline, outcome: Outcome, p10: Change) -> str:
-    """Return which stage made the difference, where there is one and both were traced."""
+    """Return the stage that moved, and the tiers whose hit rates did, where both sides tell."""
     if outcome not in (Outcome.REGRESSED, Outcome.IMPROVED):
         return ""
+    told = []
     before = mean_profile([run.stages for run in baseline.runs if run.stages is not None])
     after = candidate.stages
-    if before is None or after is None:
-        return ""
-    return f"; {in_words(attribute(before, after), math.expm1(p10.value))}"
+    if before is not None and after is not None:
+        told.append(in_words(attribute(before, after), math.expm1(p10.value)))
+    stored = mean_hit_rates([run.hit_rates for run in baseline.runs])
+    if stored and candidate.hit_rates:
+        told.append(hit_rates_in_words(stored, candidate.hit_rates))
+    return "".join(f"; {text}" for text in told if text)
 
 
 def _urgency(outcome: Outcome) -> int:

@@ -67,9 +67,7 @@ def hit_rate_table(run: Run) -> Element | None:
     """Return the hit rate of each row and tier by batch size, None where no model told any."""
     rates: dict[tuple[str, str], dict[int, float]] = {}
     for measurement in (result.measurement for result in run.results):
-        told = [launch.hit_rates for launch in measurement.launches if launch.hit_rates]
-        for tier in dict.fromkeys(tier for of_launch in told for tier in of_launch):
-            found = fmean(of_launch[tier] for of_launch in told if tier in of_launch)
+        for tier, found in measurement.hit_rates.items():
             rates.setdefault((measurement.variant, tier), {})[measurement.batch_size] = found
     if not rates:
         return None

@@ -412,6 +412,39 @@ def test_stages_of_one_side_alone_name_nothing(candidate: Measurement, baseline:
     assert "infer" not in found.text
 
 
+def with_hit_rates(given: Measurement, *of_launches: dict[str, float]) -> Measurement:
+    launches = tuple(
+        dataclasses.replace(launch, hit_rates=of_launches[i % len(of_launches)])
+        for i, launch in enumerate(given.launches)
+    )
+    return dataclasses.replace(given, launches=launches)
+
+
+def test_a_regression_names_the_tier_whose_hit_rate_moved() -> None:
+    tiers = {"GPU 0 cache": 0.98, "mapped": 1.0}
+    stored = baseline_of(with_hit_rates(measurement(), tiers))
+    lower = [{"GPU 0 cache": rate, "mapped": 0.995} for rate in (0.7, 0.73)]
+    text = verdict(with_hit_rates(measurement(slowdown=1.2), *lower), stored).text
+    assert text.endswith("; hit rate of GPU 0 cache 98.0% -> 71.5%")
+    # Beside the stage, and of a change alone.
+    both = baseline_of(with_stages(with_hit_rates(measurement(), tiers), 900))
+    slower = with_stages(with_hit_rates(measurement(slowdown=1.2), *lower), 1100)
+    assert ", infer +0.20 ms (+22%); hit rate of" in verdict(slower, both).text
+    assert "hit rate" not in verdict(with_hit_rates(measurement(), *lower), stored).text
+    # Where one side does not tell, nobody knows what moved.
+    assert "hit rate" not in verdict(slower, TRACED_BASELINE).text
+    assert "hit rate" not in verdict(measurement(slowdown=1.2), stored).text
+    unasked = with_hit_rates(measurement(slowdown=1.2), {"mapped": 1.0, "redis": 0.5})
+    assert verdict(unasked, stored).text.endswith("; GPU 0 cache no longer asked, redis now asked")
+
+
+def test_hit_rates_are_stored_as_means_over_the_launches(tmp_path: Path) -> None:
+    measured = with_hit_rates(measurement(), {"cache": 0.5, "mapped": 1.0}, {"cache": 0.7})
+    (path,) = baselines.update(tmp_path, [baseline_of(measured)])
+    (run,) = baselines.load_one(path).runs
+    assert run.hit_rates == pytest.approx({"cache": 0.6, "mapped": 1.0})
+
+
 def test_stages_survive_being_stored(tmp_path: Path) -> None:
     (path,) = baselines.update(tmp_path, [TRACED_BASELINE])
     assert baselines.load_one(path) == TRACED_BASELINE
@@ -419,6 +452,6 @@ def test_stages_survive_being_stored(tmp_path: Path) -> None:
     content = json.loads(path.read_text("utf-8"))
     content["schema_version"] = 1
     for run in content["runs"]:
-        del run["stages"]
+        del run["stages"], run["hit_rates"]
     path.write_text(json.dumps(content))
     assert baselines.load_one(path) == BASELINE

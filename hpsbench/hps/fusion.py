@@ -81,7 +81,9 @@ class FusedModel(tf.Module):  # type: ignore[misc]
         self._traced.append(traced)
         with tf.init_scope():
             fused = _fused_function(traced)
-        given = tf.nest.flatten((args, kwargs), expand_composites=True)
+        # Python values, such as `training=False`, are part of the traced graph.
+        values = tf.nest.flatten((args, kwargs), expand_composites=True)
+        given = [value for value in values if tf.is_tensor(value)]
         outputs = fused(*given, *traced.captured_inputs)
         return tf.nest.pack_sequence_as(traced.structured_outputs, outputs, expand_composites=True)
 

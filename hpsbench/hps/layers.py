@@ -5,6 +5,7 @@ They are layers of `tf.keras`: of Keras 3, or of `tf_keras` where TF_USE_LEGACY_
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -269,6 +270,11 @@ def _unfolded(ids: Any) -> Any:
 
 
 def _whole(name: str, value: Any, low: int) -> int:
-    if int(value) != value or value < low:
+    try:
+        whole = operator.index(value)
+    except TypeError:
+        # Programs that read their sizes from a file may have floats for them.
+        whole = int(value) if isinstance(value, float) and value.is_integer() else low - 1
+    if whole < low:
         raise HpsError(f"{name} is {value!r}", hint=f"pass a whole number from {low}")
-    return int(value)
+    return whole

@@ -82,6 +82,33 @@ def test_a_missing_compiler_names_the_package(fake_compiler):
     assert "hint: apt-get install g++, or name another compiler in CXX" in str(caught.value)
 
 
+def test_a_cache_folder_that_cannot_be_written_is_named(fake_compiler, tmp_path, monkeypatch):
+    fake_compiler()
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("HPSBENCH_CACHE_DIR", str(tmp_path / "file"))
+    with pytest.raises(NativeBuildError) as caught:
+        build.core_library()
+    assert f"cannot be kept in {tmp_path / 'file'}/native/core-" in caught.value.problem
+    assert caught.value.problem.endswith("Not a directory")
+    assert caught.value.hint == "set HPSBENCH_CACHE_DIR to a folder that you can write"
+
+
+def test_a_compilation_that_is_interrupted_leaves_no_file(fake_compiler, monkeypatch):
+    fake_compiler()
+    library = build.core_library()
+    library.unlink()
+    run = subprocess.run
+
+    def interrupted(command, **options):
+        run(command, **options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(build.subprocess, "run", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        build.core_library()
+    assert list(library.parent.iterdir()) == []
+
+
 def test_the_core_needs_no_tensorflow():
     core = build.core_library()
     linked = subprocess.run(["ldd", core], capture_output=True, text=True, check=True).stdout

@@ -116,6 +116,14 @@ def test_a_fused_model_answers_as_before(model):
     np.testing.assert_array_equal(fused(some), model(some))
 
 
+def test_a_fused_model_takes_the_values_of_python_that_the_model_takes(ps_config_file):
+    plain, ids = functional(ps_config_file), batches()
+    fused = hps.fuse(plain)
+    for training in (True, False, None):
+        expected = plain(ids, training=training)
+        np.testing.assert_array_equal(fused(ids, training=training), expected)
+
+
 def test_an_exported_fused_model_answers_and_looks_as_before(model, tmp_path):
     exported = {"input_signature": [SPECS]}
     model.export(tmp_path / "apart", verbose=False, **exported)

@@ -1,5 +1,6 @@
 """`LookupLayer` answers as `tf.nn.embedding_lookup` does, bit for bit, and fails with a reason."""
 
+import math
 from concurrent.futures import ThreadPoolExecutor
 
 import keras
@@ -195,6 +196,9 @@ def test_a_layer_that_fits_no_table_fails_when_run(arguments, error, problem):
         (lambda: hps.LookupLayer("m", -1, 128, tf.float32), "table_id is -1"),
         (lambda: hps.LookupLayer("m", 0, 0, tf.float32), "emb_vec_size is 0"),
         (lambda: hps.LookupLayer("m", 0, 1.5, tf.float32), "emb_vec_size is 1.5"),
+        (lambda: hps.LookupLayer("m", "x", 128, tf.float32), "table_id is 'x'"),
+        (lambda: hps.LookupLayer("m", 0, None, tf.float32), "emb_vec_size is None"),
+        (lambda: hps.LookupLayer("m", 0, math.inf, tf.float32), "emb_vec_size is inf"),
         (lambda: hps.MultiLookupLayer("m", [], [], tf.float32), "0 table_ids, and 0 emb_vec_sizes"),
         (lambda: hps.MultiLookupLayer("m", [0], [1, 2], tf.float32),
          "1 table_ids, and 2 emb_vec_sizes"),

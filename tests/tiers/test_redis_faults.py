@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 
-from hpsbench.hps.tiers import circuit, redis_client
+from hpsbench.hps.tiers import circuit, redis_client, redis_store
 from tests.tiers.redis_server import RedisServer, redis_server
 from tests.tiers.served_tables import DIMS, NUM_KEYS, open_tables, table_keys, table_rows
 
@@ -162,6 +162,37 @@ def test_a_redis_with_an_older_state_is_brought_up_to_date(tmp_path, wait_until,
                 np.testing.assert_array_equal(m.lookup(0, keys), np.full((3, 4), 9))
                 time.sleep(0.02)
             wait_until(lambda: redis_facts(m)["available"])
+            hits = redis_facts(m)["hits"]
+            np.testing.assert_array_equal(m.lookup(0, keys), np.full((3, 4), 9))
+            assert redis_facts(m)["hits"] == hits + 3
+    finally:
+        server.kill()
+
+
+def test_a_redis_that_fails_again_while_it_is_brought_up_to_date_still_gets_all(
+    tmp_path, wait_until, monkeypatch
+):
+    keys = table_keys(0)[:3]
+    server = RedisServer(tmp_path)
+    server.start()
+    write, writes = redis_store.RedisStore._write, []
+
+    def fails_once(self, *arguments, **options):
+        writes.append(arguments)
+        if len(writes) == 1:
+            raise OSError("gone again")
+        write(self, *arguments, **options)
+
+    try:
+        with contextlib.closing(open_tables(tmp_path, volatile_db=section(server.address))) as m:
+            server.command("save")
+            m.update(0, keys, np.full((3, 4), 9, np.float32))
+            server.kill()
+            m.lookup(0, keys)
+            monkeypatch.setattr(redis_store.RedisStore, "_write", fails_once)
+            server.start()
+            wait_until(lambda: redis_facts(m)["available"])
+            assert len(writes) > 1
             hits = redis_facts(m)["hits"]
             np.testing.assert_array_equal(m.lookup(0, keys), np.full((3, 4), 9))
             assert redis_facts(m)["hits"] == hits + 3

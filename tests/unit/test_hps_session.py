@@ -178,6 +178,8 @@ def test_a_flat_lookup_answers_table_after_table(ps_config_file):
         (lambda m: m.lookup_flat([1], [1, 1]), r"NUMKEYS \[1, 1\] and 1 keys disagree"),
         (lambda m: m.lookup_flat([1], [2, -1]), r"NUMKEYS \[2, -1\] and 1 keys disagree"),
         (lambda m: m.lookup_flat([1], [0.5, 0.5]), r"model m: NUMKEYS is float64\[2\]"),
+        (lambda m: m.lookup_flat([1], np.array([2**63, 2**63 + 1], np.uint64)),
+         r"NUMKEYS \[9223372036854775808, 9223372036854775809\] and 1 keys disagree"),
     ],
 )  # fmt: skip
 def test_an_unfit_question_is_named(ps_config_file, ask, problem):

@@ -138,12 +138,18 @@ def _library(
         return library
     from filelock import FileLock  # not before: it takes longer than loading small tables
 
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_suffix(".lock")):
-        if not library.exists():
-            # Libraries come after the sources that need them.
-            command = [compiler, *(str(_SOURCES / name) for name in sources), *flags]
-            _compile(command, library, hint)
+    # Libraries come after the sources that need them.
+    command = [compiler, *(str(_SOURCES / name) for name in sources), *flags]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.with_suffix(".lock")):
+            if not library.exists():
+                _compile(command, library, hint)
+    except OSError as error:
+        raise NativeBuildError(
+            f"the native library cannot be kept in {folder}: {error.strerror}",
+            hint="set HPSBENCH_CACHE_DIR to a folder that you can write",
+        ) from error
     return library
 
 
@@ -151,16 +157,19 @@ def _compile(command: Sequence[str], library: Path, hint: str) -> None:
     _LOG.info("compiling %s; this happens once", library)
     started = time.monotonic()
     unfinished = library.with_name(f"{library.name}.{os.getpid()}")
-    result = subprocess.run(
-        [*command, "-o", str(unfinished)], capture_output=True, text=True, check=False
-    )
-    if result.returncode != 0:
-        unfinished.unlink(missing_ok=True)
-        last = "\n    ".join(result.stderr.strip().splitlines()[-_SHOWN_LINES:])
-        raise NativeBuildError(
-            f"{command[0]} could not compile {library.name}; its last lines:\n    {last}", hint=hint
+    try:
+        result = subprocess.run(
+            [*command, "-o", str(unfinished)], capture_output=True, text=True, check=False
         )
-    unfinished.replace(library)
+        if result.returncode != 0:
+            last = "\n    ".join(result.stderr.strip().splitlines()[-_SHOWN_LINES:])
+            raise NativeBuildError(
+                f"{command[0]} could not compile {library.name}; its last lines:\n    {last}",
+                hint=hint,
+            )
+        unfinished.replace(library)
+    finally:
+        unfinished.unlink(missing_ok=True)
     _LOG.info("compiled %s in %.1f s", library, time.monotonic() - started)
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -31,10 +33,12 @@ def fingerprint(sparse_model: SparseModel) -> str:
     except (OSError, ValueError, KeyError, TypeError):
         pass
     digest = _digest(files, sparse_model.rows.shape[1])
-    remembered.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = remembered.with_suffix(f".{os.getpid()}")
-    unfinished.write_text(json.dumps({"identity": identity, "digest": digest}), "utf-8")
-    unfinished.replace(remembered)
+    # Where it cannot be remembered, the files are read again the next time.
+    with contextlib.suppress(OSError):
+        remembered.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = remembered.with_suffix(f".{os.getpid()}-{threading.get_ident()}")
+        unfinished.write_text(json.dumps({"identity": identity, "digest": digest}), "utf-8")
+        unfinished.replace(remembered)
     return digest
 
 

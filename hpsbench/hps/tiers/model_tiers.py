@@ -105,7 +105,7 @@ class ModelTiers:
         try:
             self._open(configuration, sparse_models)
         except BaseException:
-            self._databases.close()
+            self.close()
             raise
 
     def _open(self, configuration: Configuration, sparse_models: Sequence[SparseModel]) -> None:

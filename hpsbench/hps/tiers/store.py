@@ -83,6 +83,8 @@ class GuardedStore:
         self._updated_rows = updated_rows
         self._circuit = Circuit(store.name, store.probe, self._settle, updates)
         self._owed: list[dict[int, Rows]] = [{} for _ in range(num_tables)]
+        # Until all are delivered: a store says only once that it may have lost updates.
+        self._owes_all = False
 
     @property
     def available(self) -> bool:
@@ -133,14 +135,15 @@ class GuardedStore:
         self.store.close()
 
     def _settle(self) -> None:
-        lost = self.store.may_have_lost_updates()
+        self._owes_all |= self.store.may_have_lost_updates()
         for table, owed in enumerate(self._owed):
-            if lost:
+            if self._owes_all:
                 self._deliver(table, *self._updated_rows(table))
             if owed:
                 keys = np.fromiter(owed, np.int64, len(owed))
                 self._deliver(table, keys, np.stack(list(owed.values())))
                 owed.clear()
+        self._owes_all = False
 
     def _deliver(self, table: int, keys: Keys, rows: Rows) -> None:
         if len(keys):

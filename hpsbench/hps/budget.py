@@ -55,12 +55,12 @@ class TableBudget:
     num_keys: int
     embedding_dim: int
     is_range: bool
-    index_kind: str
-    index_bytes: int
-    mapped_bytes: int
-    volatile_bytes: int
-    gpu_bytes: int
-    page_locked_bytes: int
+    index_kind: str = "direct"
+    index_bytes: int = 0
+    mapped_bytes: int = 0
+    volatile_bytes: int = 0
+    gpu_bytes: int = 0
+    page_locked_bytes: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,6 +146,25 @@ def forecast(configuration: Configuration) -> Budget:
     return Budget(models=tuple(_of_model(configuration, m) for m in configuration.models))
 
 
+def cache_budget(model: ModelConfiguration, keys: Sequence[npt.NDArray[np.int64]]) -> ModelBudget:
+    """Return what the GPU caches of a model's tables take; `keys` are those of each table's rows.
+
+    Of the host, it counts page-locked memory alone.
+    """
+    tables = [
+        TableBudget(
+            name=name,
+            num_keys=len(of_table),
+            embedding_dim=dim,
+            is_range=_is_range(of_table),
+        )
+        for name, dim, of_table in zip(
+            model.embedding_table_names, model.embedding_vecsize_per_table, keys, strict=True
+        )
+    ]
+    return _with_gpu(model, tables)
+
+
 def index_bytes(num_keys: int) -> int:
     """Return what the host's hash index of so many keys takes."""
     return -(-num_keys // _KEYS_PER_BUCKET) * _BUCKET_BYTES
@@ -192,8 +211,6 @@ def _of_model(configuration: Configuration, model: ModelConfiguration) -> ModelB
                 index_bytes=0 if direct else _share_of_index(opened, group, i),
                 mapped_bytes=num_keys * dims[i] * _FLOAT_BYTES,
                 volatile_bytes=_volatile_bytes(configuration, num_keys, dims[i]),
-                gpu_bytes=0,
-                page_locked_bytes=0,
             )
         )
     return _with_gpu(model, tables)

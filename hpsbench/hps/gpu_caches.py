@@ -11,10 +11,12 @@ import numpy as np
 import numpy.typing as npt
 
 from hpsbench.errors import HpsError
+from hpsbench.hps.budget import cache_budget
 from hpsbench.hps.configuration import ModelConfiguration
 from hpsbench.hps.native import gpu
 from hpsbench.hps.native.bindings import NativeModel
 
+_GIB = 2**30
 _LOG = logging.getLogger("hpsbench.hps")
 
 
@@ -24,7 +26,8 @@ def attach_caches(
     """Return the GPUs on which `native` has a cache from now on: those of `deployed_device_list`.
 
     There are none without `gpucache`, and none on a machine without a GPU. `keys` are those of each
-    table's rows. Raises HpsError where a device is not there, or its memory does not suffice.
+    table's rows. Raises HpsError where a device is not there, and OutOfMemory, which is one, where
+    its memory does not suffice: what is to be cached is never left on the host instead.
     """
     if not model.gpucache:
         return ()
@@ -41,9 +44,29 @@ def attach_caches(
             hint=f"name devices from 0 to {visible - 1}, or let CUDA_VISIBLE_DEVICES show more",
         )
     for device in devices:
-        gpu.attach(native, _options(model, device), keys, model.default_value_for_each_table)
+        _attach(native, model, device, keys)
         _log_budget(native, model, device)
     return devices
+
+
+def _attach(
+    native: NativeModel,
+    model: ModelConfiguration,
+    device: int,
+    keys: Sequence[npt.NDArray[np.int64]],
+) -> None:
+    try:
+        gpu.attach(native, _options(model, device), keys, model.default_value_for_each_table)
+    except gpu.OutOfMemory as error:
+        needed = cache_budget(model, keys)
+        locked = needed.page_locked_bytes / _GIB
+        raise gpu.OutOfMemory(
+            f"model {model.model} needs about {needed.gpu_bytes / _GIB:.2f} GiB of GPU {device} "
+            f"for its {model.embedding_cache_type} cache"
+            + (f", and {locked:.2f} GiB page-locked on the host" if locked else "")
+            + f": {error.problem}",
+            hint=error.hint,
+        ) from error
 
 
 def log_without_cache(model: ModelConfiguration, reason: str) -> None:

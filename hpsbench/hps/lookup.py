@@ -35,7 +35,10 @@ class ModelTables:
         *,
         without_gpus: str | None = None,
     ) -> None:
-        """Load the tables; `without_gpus` says why no GPU is to cache them, where none is."""
+        """Load the tables; `without_gpus` says why no GPU is to cache them, where none is.
+
+        Raises HpsError or TableError; then neither memory nor a database stays taken.
+        """
         self.model_name = model.model
         self.table_names = model.embedding_table_names
         self.default_values = model.default_value_for_each_table
@@ -45,8 +48,14 @@ class ModelTables:
         self._tiers = ModelTiers(configuration, model, self._native, sparse_models)
         self.gpus: tuple[int, ...] = ()
         if without_gpus is None:
-            self.gpus = attach_caches(self._native, model, [m.keys for m in sparse_models])
-            self._tell_gpus_what_was_updated()
+            try:
+                self.gpus = attach_caches(self._native, model, [m.keys for m in sparse_models])
+                self._tell_gpus_what_was_updated()
+            except BaseException:
+                # Another attempt may follow while a traceback still holds this one.
+                self._tiers.close()
+                self._native.release()
+                raise
         else:
             log_without_cache(model, without_gpus)
         share = model.cache_refresh_percentage_per_iteration or 1.0

@@ -91,8 +91,8 @@ def _load(configuration: Configuration) -> dict[str, ModelTables]:
         for model in configuration.models:
             models[model.model] = ModelTables(configuration, model, without_gpus=reason)
     except BaseException:
-        for loaded in models.values():
-            loaded.close()
+        while models:  # no traceback is to hold what was loaded
+            models.popitem()[1].close()
         raise
     for name, loaded in models.items():
         loaded.register(name)

@@ -9,6 +9,9 @@ import numpy as np
 import pytest
 
 from hpsbench.errors import HpsError
+from hpsbench.hps import lookup
+from hpsbench.hps.lookup import open_model
+from hpsbench.hps.native.gpu import OutOfMemory
 from hpsbench.hps.tiers import rocksdb_store
 from tests.tiers.served_tables import (
     DIMS,
@@ -204,3 +207,19 @@ def test_without_the_package_the_error_says_what_to_install(tmp_path, monkeypatc
     with pytest.raises(HpsError, match="rocks_db needs the package rocksdict") as caught:
         open_tables(tmp_path, persistent_db=section(tmp_path))
     assert "pip install" in caught.value.hint
+
+
+#: Holds on to the lock of a database, unless another process has it.
+_LOCK = "import fcntl, sys; fcntl.lockf(open(sys.argv[1], 'r+'), fcntl.LOCK_EX | fcntl.LOCK_NB)"
+
+
+def test_tables_that_a_gpu_has_no_room_for_let_their_database_go(tmp_path, monkeypatch):
+    def no_room(*arguments):
+        raise OutOfMemory("no room", hint="lower gpucacheper")
+
+    path = write_tables(tmp_path, persistent_db=section(tmp_path))
+    monkeypatch.setattr(lookup, "attach_caches", no_room)
+    with pytest.raises(OutOfMemory) as caught:
+        open_model(path, "m", gpus=True)
+    assert caught.tb is not None  # it holds the tables
+    subprocess.run([sys.executable, "-c", _LOCK, str(tmp_path / "db" / "LOCK")], check=True)

@@ -152,8 +152,13 @@ class NativeModel:
         self.embedding_dims = tuple(self.facts(t).embedding_dim for t in range(len(tables)))
 
     def __del__(self) -> None:
+        self.release()
+
+    def release(self) -> None:
+        """Give the memory back now, on the host and on GPUs; nothing may be asked any more."""
         if getattr(self, "_handle", None):
             self._release(self._handle)
+            self._handle = ctypes.c_void_p()
 
     @property
     def handle(self) -> ctypes.c_void_p:

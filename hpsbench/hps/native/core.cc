@@ -92,6 +92,10 @@ void hps_model_table_facts(const hps_model* model, int32_t table, hps_table_fact
   *facts = model->model.table(table).facts();
 }
 
+const char* hps_model_table_name(const hps_model* model, int32_t table) {
+  return model->model.table(table).name().c_str();
+}
+
 void hps_lookup_int64(hps_model* model, int32_t table, const int64_t* keys, uint64_t num_keys,
                       float* out, int32_t continued) {
   model->model.table(table).lookup(keys, num_keys, out, continued != 0);

@@ -80,6 +80,8 @@ void hps_model_release(hps_model* model);
 int32_t hps_model_num_tables(const hps_model* model);
 // `table` must be in [0, hps_model_num_tables(model)), here and below.
 void hps_model_table_facts(const hps_model* model, int32_t table, hps_table_facts* facts);
+// Its name, for error texts; valid as long as the model.
+const char* hps_model_table_name(const hps_model* model, int32_t table);
 
 // Writes the rows of `keys` (int64[num_keys], or int32[num_keys]) to `out`, a
 // float32[num_keys * embedding_dim], on the calling thread. A caller that shares a batch out among

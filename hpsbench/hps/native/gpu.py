@@ -22,10 +22,15 @@ ROW_TYPES = (np.dtype(np.float32), np.dtype(np.float16))
 _OK = 0
 _RESOURCE_EXHAUSTED = 8
 _MEMORY_HINT = (
-    "lower gpucacheper; or have the process that uses TensorFlow leave GPU memory free "
-    "(TF_FORCE_GPU_ALLOW_GROWTH=true, or call Init before TensorFlow uses the GPU)"
+    "lower gpucacheper, or max_batch_size where lookups need it; see who else uses the GPU "
+    "(nvidia-smi); have TensorFlow leave memory free (TF_FORCE_GPU_ALLOW_GROWTH=true, or call Init "
+    "before TensorFlow uses the GPU); or set gpucache to false"
 )
 _HINT = "see what else uses the GPU (nvidia-smi), or set gpucache to false"
+
+
+class OutOfMemory(HpsError):
+    """GPU memory, or page-locked memory of the host, does not suffice."""
 
 
 class _Options(ctypes.Structure):
@@ -220,8 +225,8 @@ def attach(
 ) -> None:
     """Give `model` a cache on one GPU, for as long as it lives.
 
-    `keys` are those of each table's rows, in their order. Raises HpsError where GPU memory does not
-    suffice.
+    `keys` are those of each table's rows, in their order. Raises OutOfMemory where GPU memory does
+    not suffice; then none of it stays taken.
     """
     kept = [np.ascontiguousarray(k, np.int64) for k in keys]
     specs = (_TableSpec * len(kept))()
@@ -325,8 +330,8 @@ def call(name: str, *arguments: Any) -> None:
     """Call a function that returns a status and takes an error last; raises HpsError for it."""
     error = Error()
     status = getattr(library(), name)(*arguments, ctypes.byref(error))
+    text = error.text.decode(errors="replace")
+    if status == _RESOURCE_EXHAUSTED:
+        raise OutOfMemory(text, hint=_MEMORY_HINT)
     if status != _OK:
-        raise HpsError(
-            error.text.decode(errors="replace"),
-            hint=_MEMORY_HINT if status == _RESOURCE_EXHAUSTED else _HINT,
-        )
+        raise HpsError(text, hint=_HINT)

@@ -78,6 +78,20 @@ std::unique_ptr<hps::gpu::Table> make_table(const hps::gpu::HostTable& host,
                          cache.pool, *cache.inserter);
 }
 
+// Calls `run`, and has its errors say what they are about.
+template <class Run>
+auto naming(const std::string& what, const Run& run) {
+  try {
+    return run();
+  } catch (const Error& e) {
+    throw Error{e.status, what + ": " + e.text};
+  }
+}
+
+std::string table_name(const hps_model* model, int32_t table) {
+  return std::string("table ") + hps_model_table_name(model, table);
+}
+
 std::unique_ptr<hps_gpu_cache> make_cache(hps_model* model, const hps_gpu_options& options,
                                           const hps_gpu_table_spec* specs) {
   std::vector<hps::gpu::HostTable> hosts;
@@ -90,11 +104,28 @@ std::unique_ptr<hps_gpu_cache> make_cache(hps_model* model, const hps_gpu_option
     largest_dim = std::max(largest_dim, facts.embedding_dim);
   }
   const bool has_slabs = options.type == HPS_GPU_DYNAMIC && options.share < 1;
-  auto cache = std::make_unique<hps_gpu_cache>(
-      options.device, has_slabs ? options.num_workspaces : 0,
-      std::max<uint64_t>(1, std::min(options.max_keys, kMaxKeys)), largest_dim);
-  for (const auto& host : hosts) cache->tables.push_back(make_table(host, options, *cache));
+  const uint64_t max_keys = std::max<uint64_t>(1, std::min(options.max_keys, kMaxKeys));
+  auto cache = naming("lookups of " + std::to_string(max_keys) + " keys", [&] {
+    return std::make_unique<hps_gpu_cache>(
+        options.device, has_slabs ? options.num_workspaces : 0, max_keys, largest_dim);
+  });
+  for (const auto& host : hosts) {
+    naming(table_name(model, host.number),
+           [&] { cache->tables.push_back(make_table(host, options, *cache)); });
+  }
   return cache;
+}
+
+// How much of the current GPU's memory was free, where it can tell: with none left it cannot.
+std::string free_memory(int32_t device) {
+  size_t free_bytes = 0;
+  size_t total_bytes = 0;
+  if (cudaMemGetInfo(&free_bytes, &total_bytes) != cudaSuccess) {
+    cudaGetLastError();
+    return "GPU " + std::to_string(device) + " had too little free to be used at all";
+  }
+  return "GPU " + std::to_string(device) + " had " + std::to_string(free_bytes) + " of " +
+         std::to_string(total_bytes) + " bytes free before";
 }
 
 }  // namespace
@@ -131,11 +162,10 @@ hps_status hps_gpu_bus_bandwidth(int32_t device, uint64_t num_bytes, double* byt
 hps_status hps_gpu_attach(hps_model* model, const hps_gpu_options* options,
                           const hps_gpu_table_spec* tables, hps_error* error) {
   return guarded(error, [&] {
-    const DeviceScope scope(options->device);
-    size_t free_bytes = 0;
-    size_t total_bytes = 0;
-    check(cudaMemGetInfo(&free_bytes, &total_bytes), "tell the free memory of the GPU");
+    std::string free_before = "GPU " + std::to_string(options->device) + " could not be used";
     try {
+      const DeviceScope scope(options->device);
+      free_before = free_memory(options->device);
       auto cache = make_cache(model, *options, tables);
       if (hps_model_attach_gpu(model, options->device, cache.get(), &kFunctions) != HPS_OK) {
         throw Error{HPS_ALREADY_EXISTS,
@@ -144,9 +174,7 @@ hps_status hps_gpu_attach(hps_model* model, const hps_gpu_options* options,
       cache.release();
     } catch (const Error& e) {
       if (e.status != HPS_RESOURCE_EXHAUSTED) throw;
-      throw Error{e.status, e.text + "; GPU " + std::to_string(options->device) + " had " +
-                                std::to_string(free_bytes) + " of " +
-                                std::to_string(total_bytes) + " bytes free before"};
+      throw Error{e.status, e.text + "; " + free_before};
     }
   });
 }
@@ -168,7 +196,8 @@ hps_status hps_gpu_update(hps_model* model, int32_t device, int32_t table, const
   return guarded(error, [&] {
     hps_gpu_cache* const cache = find_cache(model, device);
     const DeviceScope scope(device);
-    cache->rewriter.update(*cache->tables[table], keys, rows, num_keys);
+    naming(table_name(model, table),
+           [&] { cache->rewriter.update(*cache->tables[table], keys, rows, num_keys); });
   });
 }
 

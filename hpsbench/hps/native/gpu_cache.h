@@ -76,8 +76,9 @@ hps_status hps_gpu_bus_bandwidth(int32_t device, uint64_t num_bytes, double* byt
                                  hps_error* error);
 
 // Makes a cache of all tables of `model` on one GPU and attaches it to the model, which owns it.
-// `tables` has one entry per table. Fails where GPU memory does not suffice, saying how much is
-// needed, and where the model has a cache on that GPU.
+// `tables` has one entry per table. Fails where GPU memory does not suffice, naming the table and
+// saying how much it needs and how much was free, and where the model has a cache on that GPU; then
+// no memory stays taken.
 hps_status hps_gpu_attach(hps_model* model, const hps_gpu_options* options,
                           const hps_gpu_table_spec* tables, hps_error* error);
 

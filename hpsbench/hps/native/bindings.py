@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from hpsbench.errors import HpsError
+from hpsbench.errors import BenchError, HpsError
 from hpsbench.hps.native import build
 
 _OK = 0
@@ -212,7 +212,7 @@ def set_initializer(initialize: Callable[[str, str, int], None]) -> Callable[[],
         try:
             initialize(name.decode(), path.decode(), global_batch_size)
         except Exception as problem:
-            text = f"{problem}" if isinstance(problem, HpsError) else f"{problem!r}"
+            text = f"{problem}" if isinstance(problem, BenchError) else f"{problem!r}"
             error.contents.text = text.encode()[:4095]
             return _FAILED_PRECONDITION
         return _OK

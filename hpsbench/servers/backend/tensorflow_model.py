@@ -19,6 +19,8 @@ from hpsbench.servers.backend.engine_metric import EngineMetric
 from hpsbench.servers.backend.lookup_metrics import LookupMetrics
 
 _WITH_DEVICES = tf.saved_model.experimental.VariablePolicy.SAVE_VARIABLE_DEVICES
+#: Of the types that inputs have here, by Triton's names.
+_TYPES = {"TYPE_INT32": tf.int32, "TYPE_INT64": tf.int64, "TYPE_FP32": tf.float32}
 
 
 class TritonPythonModel:
@@ -61,6 +63,23 @@ class TritonPythonModel:
         )
         self._inputs = [i["name"] for i in config["input"]]
         self._outputs = [o["name"] for o in config["output"]]
+        if "import" in parameters:
+            self._open_tables(config.get("model_warmup", []))
+
+    def _open_tables(self, samples: Sequence[Mapping[str, Any]]) -> None:
+        """Have the first lookup open the tables now: without them, the model is not to be ready.
+
+        Triton warms up with the same samples, and calls a model ready that fails them.
+        """
+        for sample in samples:
+            zeros = {
+                name: tf.zeros([int(n) for n in spec["dims"]], _TYPES[spec["data_type"]])
+                for name, spec in sample["inputs"].items()
+            }
+            try:
+                self._serve(**zeros)
+            except tf.errors.OpError as error:
+                raise pb_utils.TritonModelException(error.message) from None
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         responses = [self._respond(request) for request in requests]

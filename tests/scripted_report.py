@@ -14,8 +14,6 @@ from hpsbench.baselines import Baseline
 from hpsbench.duets.comparisons import ComparedLaunch, StoredComparison
 from hpsbench.duets.decision import DuetPolicy
 from hpsbench.duets.resolution import Decision, SelfTest, resolutions
-from hpsbench.load_curve import PERCENTILES, Knee, LoadCurve, LoadPoint
-from hpsbench.load_results import LoadResult
 from hpsbench.measurements import LaunchMeasurement, Measurement, ServerTimes
 from hpsbench.presets import load_suite
 from hpsbench.report.contents import Contents
@@ -23,11 +21,11 @@ from hpsbench.runs import Result, Run, combined
 from hpsbench.servers.traces import STAGES
 from hpsbench.session import reference_of
 from hpsbench.stages import StageProfile, StageSummary
-from hpsbench.stats import Percentile
 from hpsbench.telemetry import GpuTelemetry, HostTelemetry, Telemetry
 from hpsbench.verdict import Outcome, Verdict, judge, vanished
 from hpsbench.workload import row_of
 from tests.scripted import MACHINE, measurement, run_of, verdict
+from tests.scripted_load import load_curve, loaded_variant
 
 BASELINES_FOLDER = Path(__file__).parents[1] / "baselines"
 BATCH_SIZES = (32, 256, 1024, 4096)
@@ -216,58 +214,6 @@ def duets() -> list[StoredComparison]:
     ]
 
 
-def load_curve() -> LoadResult:
-    """Return a sweep that saturates at its fourth rate."""
-
-    def point(rate_hz: float, p99_ms: float, *, saturated: bool = False) -> LoadPoint:
-        return LoadPoint(
-            asked_hz=rate_hz,
-            offered_hz=rate_hz,
-            achieved_hz=min(rate_hz, 520.0),
-            duration_s=10.0,
-            requests=int(10 * rate_hz),
-            failed=0,
-            timed_out=0,
-            unsent=0,
-            delayed_by_server=0,
-            delayed_by_client=0,
-            max_delay_ns=0,
-            percentiles=tuple(
-                Percentile(
-                    q=q,
-                    value_ns=int(p99_ms * 1e6 * (0.3 if q < 99 else 1)),
-                    low_ns=None,
-                    high_ns=None,
-                    min_requests=500,
-                )
-                for q in PERCENTILES
-            ),
-            saturated=saturated,
-        )
-
-    return LoadResult(
-        recorded_at="2026-01-06T03:04:05Z",
-        machine=MACHINE.cls,
-        source="models/",
-        model="hps_tf",
-        protocol="http",
-        batch_size=64,
-        curve=LoadCurve(
-            arrivals="poisson",
-            unloaded_ns=1_900_000,
-            capacity_hz=520.0,
-            slo_ns=None,
-            points=(
-                point(100.0, 3.1),
-                point(200.0, 4.4),
-                point(400.0, 12.5),
-                point(800.0, 3000.0, saturated=True),
-            ),
-            knee=Knee(rate_hz=400.0, next_hz=800.0, limit_ns=20_000_000, is_slo=False),
-        ),
-    )
-
-
 def selftest_of_the_host(neighbours: int = 0) -> SelfTest:
     """Return a self-test of a hundred decisions on each of two changes."""
     slower = {0.0: 1, 0.05: 97}
@@ -355,7 +301,9 @@ def every_outcome() -> Contents:
         results.append(Result(test=f"tests/t.py::test[{name}]", measurement=m, verdict=judged))
     gone = dataclasses.replace(stored["laptop-hps_tf-b32"], benchmark="laptop-hps_old-b32")
     return Contents(
-        run=dataclasses.replace(run, results=tuple(results), vanished=(vanished(gone),)),
+        run=dataclasses.replace(
+            run, results=tuple(results), vanished=(vanished(gone),), loads=(loaded_variant(),)
+        ),
         baselines=stored,
         publications=published.load(BASELINES_FOLDER),
         earlier=earlier,

@@ -8,7 +8,7 @@ from importlib import resources
 from hpsbench import figures
 from hpsbench.figures import Figures
 from hpsbench.measurements import Measurement
-from hpsbench.report import charts, comparisons, load_chart, notation
+from hpsbench.report import charts, comparisons, load_section, notation
 from hpsbench.report.contents import Contents
 from hpsbench.report.elements import Content, Element, element, html_document
 from hpsbench.report.forest import forest_span
@@ -108,11 +108,7 @@ def _sections(contents: Contents) -> list[tuple[str, list[Content]]]:
         parts.append(("Distribution", [_lead(lead), legend, _grid(panels)]))
     parts += _stages(by_place, variants)
     parts += _hit_rates(run)
-    if contents.loads:
-        panels = load_chart.load_panels(contents.loads)
-        parts.append(
-            ("Load", [element("p", *sentence(load_chart.LEAD), class_="lead"), _grid(panels)])
-        )
+    parts += _loads(contents)
     parts += _comparisons(contents)
     parts += _history(contents, variants)
     watched = watched_of(run)
@@ -221,6 +217,15 @@ def _hit_rates(run: Run) -> list[tuple[str, list[Content]]]:
     text = "Hits over keys, of all that lookups asked of a tier, warm-up included; what a tier did "
     text += "not have, the next was asked. Means over the launches."
     return [("Hit rates", [_lead(text), table])]
+
+
+def _loads(contents: Contents) -> list[tuple[str, list[Content]]]:
+    curves = load_section.shown_curves(contents.run.loads, contents.loads)
+    if not curves:
+        return []
+    lead = element("p", *sentence(load_section.LEAD), class_="lead")
+    tables = load_section.load_tables(curves)
+    return [("Load", [lead, _grid(load_section.load_panels(curves)), *tables])]
 
 
 def _comparisons(contents: Contents) -> list[tuple[str, list[Content]]]:

@@ -25,7 +25,7 @@ def point_line(point: LoadPoint, slo_ns: int | None) -> str:
     good = "" if share is None else f"{share:.1%}".rjust(len(f"  in {(slo_ns or 0) / 1e6:g} ms"))
     late = point.delayed_by_server + point.delayed_by_client
     failed = point.failed + point.unsent
-    mark = "  saturated" if point.saturated else "  INVALID" if point.invalid else ""
+    mark = f"  {standing(point)}" if standing(point) else ""
     return (
         f"{point.offered_hz:>9.1f}  {point.achieved_hz:>10.1f}{times}"
         f"{_interval(point.percentile(99.0)):>18}{good}{late:>6}{failed:>8}{mark}"
@@ -34,16 +34,29 @@ def point_line(point: LoadPoint, slo_ns: int | None) -> str:
 
 def closing_lines(curve: LoadCurve) -> list[str]:
     """Return what must be known beside the table: the knee, few requests, invalid points."""
-    lines = [f"unloaded   {curve.unloaded_ns / 1e6:.3f} ms (median of one client alone)"]
+    return [*(f"{name:<11}{text}" for name, text in summary(curve)), *remarks(curve, _SHOWN)]
+
+
+def summary(curve: LoadCurve) -> list[tuple[str, str]]:
+    """Return what a curve comes to, by name: the latency alone, the capacity, the knee."""
+    facts = [("unloaded", f"{curve.unloaded_ns / 1e6:.3f} ms (median of one client alone)")]
     if curve.capacity_hz is not None:
-        lines.append(f"capacity   {curve.capacity_hz:.1f} answers/s of closed-loop clients")
+        facts.append(("capacity", f"{curve.capacity_hz:.1f} answers/s of closed-loop clients"))
     if curve.knee is not None:
-        lines.append(f"knee       {_knee(curve)}")
-    lines += filter(None, (_few_requests(curve.points, q) for q in _SHOWN))
-    for point in curve.points:
-        if point.invalid is not None:
-            lines.append(f"at {point.asked_hz:.1f}/s: {point.invalid}")
-    return lines
+        facts.append(("knee", _knee(curve)))
+    return facts
+
+
+def remarks(curve: LoadCurve, shown: Sequence[float]) -> list[str]:
+    """Return which of the percentiles `shown` have no bounds, and why rates must not count."""
+    found = [text for q in shown if (text := _few_requests(curve.points, q)) is not None]
+    found += [f"at {p.asked_hz:.1f}/s: {p.invalid}" for p in curve.points if p.invalid is not None]
+    return found
+
+
+def standing(point: LoadPoint) -> str:
+    """Return `saturated`, `INVALID`, or nothing for a rate like any other."""
+    return "saturated" if point.saturated else "INVALID" if point.invalid else ""
 
 
 def _few_requests(points: Sequence[LoadPoint], q: float) -> str | None:

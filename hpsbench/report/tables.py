@@ -206,7 +206,7 @@ def publication_details(publication: Publication) -> Element:
     versions = ", ".join(f"{name} {version}" for name, version in publication.versions.items())
     parts: list[Content] = [
         element("p", publication.notes),
-        _facts(
+        facts(
             [
                 ("hardware", publication.hardware),
                 ("versions", versions or "not given"),
@@ -273,7 +273,7 @@ def _published_table(table: PublishedTable) -> Element:
 def plain_table(
     name: str,
     names: Sequence[str],
-    rows: Iterable[Sequence[str]],
+    rows: Iterable[Sequence[Content]],
     *,
     left: int,
     caption: bool = False,
@@ -293,7 +293,7 @@ def plain_table(
     )
 
 
-def _row(tag: str, texts: Sequence[str], left: int, **attributes: object) -> Element:
+def _row(tag: str, texts: Sequence[Content], left: int, **attributes: object) -> Element:
     cells = [
         element(tag, text, class_="text" if number < left else "number", **attributes)
         for number, text in enumerate(texts)
@@ -306,13 +306,14 @@ def _scrolled(name: str, table: Element) -> Element:
     return element("div", table, class_="scroll", tabindex=0, role="region", aria_label=name)
 
 
-def _fact_block(name: str, facts: Iterable[tuple[str, str]]) -> Element:
-    return element("div", element("h3", name), _facts(facts))
+def _fact_block(name: str, named: Iterable[tuple[str, str]]) -> Element:
+    return element("div", element("h3", name), facts(named))
 
 
-def _facts(facts: Iterable[tuple[str, str]]) -> Element:
+def facts(named: Iterable[tuple[str, str]]) -> Element:
+    """Return a list of names and what is said of each."""
     return element("dl", [(element("dt", name), element("dd", text))[i]
-                          for name, text in facts for i in (0, 1)])  # fmt: skip
+                          for name, text in named for i in (0, 1)])  # fmt: skip
 
 
 def sentence(text: str) -> list[str | Element]:

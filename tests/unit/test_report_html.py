@@ -14,6 +14,7 @@ from hpsbench.report.contents import Contents
 from hpsbench.report.html import page
 from hpsbench.verdict import Outcome
 from tests.scripted import measurement, run_of
+from tests.scripted_load import load_point, loaded_variant
 from tests.scripted_report import every_outcome, sample_run
 
 VOID = {"meta", "link", "br"}
@@ -205,12 +206,66 @@ def test_a_duet_shows_every_launch_on_its_limit_and_what_was_found(text: str) ->
 def test_a_load_curve_has_its_percentiles_and_its_knee(text: str) -> None:
     part = section(text, "load")
     tips = re.findall(r"<title>(\d+) requests/s, p(\d+) ([\d.]+) ms</title>", part)
-    # The saturated rate has no latency to speak of.
+    # The saturated rate has no latency to speak of. The run's own curve stands first.
     assert [(rate, q) for rate, q, _ in tips] == [
-        (rate, q) for q in ("50", "99") for rate in ("100", "200", "400")
+        *((rate, q) for q in ("50", "99") for rate in ("20", "40")),
+        *((rate, q) for q in ("50", "99") for rate in ("100", "200", "400")),
     ]
-    assert ">knee</text>" in part
-    assert "up to 400 requests/s: p99 within 20.00 ms; poisson arrivals over http" in part
+    # Each with its interval.
+    assert part.count('class="bound v1"') == len(tips)
+    assert part.count(">knee</text>") == 1
+    assert "up to 400 requests/s: p99 within 20.00 ms, the SLO; alone 1.900 ms" in part
+    assert "poisson arrivals over http, models/, 2026-01-06 03:04" in part
+    assert "no knee was found; alone 5.100 ms; INVALID at 40 requests/s, see its figures" in part
+    assert "constant arrivals, this run" in part
+
+
+def test_a_load_curve_tells_all_that_its_command_printed(text: str) -> None:
+    own, swept = re.findall(r'<details class="fold">(.*?)</details>', section(text, "load"))
+    heads = re.findall(r"<th[^>]*>([^<]*)</th>", swept)
+    assert heads == [
+        "due/s", "answered/s", "p50, ms", "p90, ms", "p95, ms", "p99, ms", "p99.9, ms",
+        "in 20 ms", "requests", "late", "failed",
+    ]  # fmt: skip
+    rows = re.findall(r"<tr>(.*?)</tr>", swept)[1:]
+    cells = [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in rows]
+    dash = "\N{EN DASH}"
+    assert cells[2] == [
+        "400.0",
+        "400.0",
+        f'3.750<span class="note">3.375 {dash} 4.500</span>',
+        f'7.500<span class="note">6.750 {dash} 9.000</span>',
+        f'9.375<span class="note">8.438 {dash} 11.25</span>',
+        f'12.50<span class="note">11.25 {dash} 15.00</span>',
+        f'17.50<span class="note">15.75 {dash} ?</span>',
+        '99.3%<span class="note">397.2/s</span>',
+        "4000",
+        '8<span class="note">2.345 ms at most</span>',
+        '3<span class="note">1 timed out</span>',
+    ]  # fmt: skip
+    assert [row[0] for row in cells] == [
+        "100.0", "200.0", "400.0", '800.0<span class="note">saturated</span>'
+    ]  # fmt: skip
+    assert cells[0][-2:] == ["0", "0"]
+    assert "520.0 answers/s of closed-loop clients" in swept
+    assert "400.0/s: up to there p99 is within the SLO, 20 ms; at 800.0/s not" in swept
+    assert "p99.9 needs at least 5000 requests for its 95% interval: too few at 100.0" in swept
+    assert "in 20 ms" not in own
+    assert '40.0<span class="note">INVALID</span>' in own
+    assert "at 40.0/s: 31 of 400 requests left more than 1 ms late" in own
+
+
+def test_a_percentile_among_failed_requests_is_no_number() -> None:
+    point = load_point(100.0, 3.0)
+    lost = dataclasses.replace(
+        point, percentiles=tuple(dataclasses.replace(p, value_ns=None) for p in point.percentiles)
+    )
+    loaded = loaded_variant()
+    curve = dataclasses.replace(loaded.curve, points=(lost,))
+    run = dataclasses.replace(sample_run(), loads=(dataclasses.replace(loaded, curve=curve),))
+    part = section(page(bare(run)), "load")
+    assert part.count(">failed</td>") == 5
+    assert "<svg" not in part
 
 
 def test_hit_rates_stand_by_row_and_tier(text: str) -> None:

@@ -12,7 +12,8 @@ from hpsbench.duets import comparisons, selftests
 from hpsbench.errors import BaselineError
 from hpsbench.report.contents import gather
 from tests.scripted import measurement, run_of
-from tests.scripted_report import duets, load_curve, selftest_of_the_host
+from tests.scripted_load import load_curve
+from tests.scripted_report import duets, selftest_of_the_host
 
 
 def test_the_newest_of_this_class_of_machine_are_shown(tmp_path: Path) -> None:

@@ -24,6 +24,9 @@ def main(kind: str, folder: Path) -> None:
         tf.config.set_logical_device_configuration(
             cpu, [tf.config.LogicalDeviceConfiguration()] * 2
         )
+    for gpu in tf.config.list_physical_devices("GPU"):
+        # TensorFlow would leave nothing for the caches, which come after it here.
+        tf.config.experimental.set_memory_growth(gpu, True)
     devices = [f"{kind}:{i}" for i in range(2)]
     strategy = tf.distribute.MirroredStrategy(devices)
     table = lookup_models.seeded_table(KEYS, 32, default=2.5)

@@ -29,7 +29,9 @@ _CORE_SOURCES = (
     "volatile_table.cc",
 )  # fmt: skip
 _HEADERS = ("core.h", "index.h", "table.h", "thread_pool.h", "tiers.h", "volatile_table.h")
-_OP_HEADERS = (*_HEADERS, "concat_lookup_kernel.h", "lookup_kernel.h", "output_memory.h")
+_OP_HEADERS = (
+    *_HEADERS, "concat_lookup_kernel.h", "lookup_kernel.h", "output_memory.h", "register_kernels.h",
+)  # fmt: skip
 _GPU_SOURCES = (
     "gpu_cache.cu", "gpu_columns.cu", "gpu_lookup.cu", "gpu_resident.cu", "gpu_slabs.cu",
     "gpu_upload.cu",

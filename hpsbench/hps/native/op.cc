@@ -8,6 +8,7 @@
 
 #include "lookup_kernel.h"
 #include "output_memory.h"
+#include "register_kernels.h"
 #include "tensorflow/core/framework/common_shape_fns.h"
 #include "tensorflow/core/framework/op.h"
 #include "tensorflow/core/framework/shape_inference.h"
@@ -89,20 +90,6 @@ class CpuLookupKernel : public LookupKernel<Key, Row> {
   }
 };
 
-#define REGISTER_LOOKUP(Name_, Key, Row)                        \
-  REGISTER_KERNEL_BUILDER(Name(Name_)                           \
-                              .Device(tensorflow::DEVICE_CPU)   \
-                              .TypeConstraint<Key>("Tkeys")     \
-                              .TypeConstraint<Row>("Trows"),    \
-                          CpuLookupKernel<Key, Row>)
-#define REGISTER_LOOKUPS(Key, Row)      \
-  REGISTER_LOOKUP("HpsLookup", Key, Row); \
-  REGISTER_LOOKUP("HpsMultiLookup", Key, Row)
-REGISTER_LOOKUPS(int32_t, float);
-REGISTER_LOOKUPS(int64_t, float);
-REGISTER_LOOKUPS(int32_t, Eigen::half);
-REGISTER_LOOKUPS(int64_t, Eigen::half);
-#undef REGISTER_LOOKUPS
-#undef REGISTER_LOOKUP
+HPS_REGISTER_LOOKUPS(tensorflow::DEVICE_CPU, CpuLookupKernel);
 
 }  // namespace hps

@@ -6,6 +6,7 @@
 
 #include "concat_lookup_kernel.h"
 #include "output_memory.h"
+#include "register_kernels.h"
 #include "tensorflow/core/framework/op.h"
 #include "tensorflow/core/framework/shape_inference.h"
 
@@ -61,13 +62,7 @@ class CpuConcatLookupKernel : public ConcatLookupKernel<Key> {
   OutputMemory memory_;
 };
 
-#define REGISTER_CONCAT_LOOKUP(Key)                                                         \
-  REGISTER_KERNEL_BUILDER(                                                                  \
-      Name("HpsConcatLookup").Device(tensorflow::DEVICE_CPU).TypeConstraint<Key>("Tkeys"),  \
-      CpuConcatLookupKernel<Key>)
-REGISTER_CONCAT_LOOKUP(int32_t);
-REGISTER_CONCAT_LOOKUP(int64_t);
-#undef REGISTER_CONCAT_LOOKUP
+HPS_REGISTER_CONCAT_LOOKUPS(tensorflow::DEVICE_CPU, CpuConcatLookupKernel);
 
 }  // namespace
 

@@ -2,6 +2,7 @@
 #include <vector>
 
 #include "concat_lookup_kernel.h"
+#include "register_kernels.h"
 #include "xla/stream_executor/device_address.h"
 #include "xla/stream_executor/stream.h"
 #include "xla/stream_executor/stream_executor.h"
@@ -107,13 +108,7 @@ class GpuConcatLookupKernel : public ConcatLookupKernel<Key> {
   }
 };
 
-#define REGISTER_GPU_CONCAT_LOOKUP(Key)                                                     \
-  REGISTER_KERNEL_BUILDER(                                                                  \
-      Name("HpsConcatLookup").Device(tensorflow::DEVICE_GPU).TypeConstraint<Key>("Tkeys"),  \
-      GpuConcatLookupKernel<Key>)
-REGISTER_GPU_CONCAT_LOOKUP(int32_t);
-REGISTER_GPU_CONCAT_LOOKUP(int64_t);
-#undef REGISTER_GPU_CONCAT_LOOKUP
+HPS_REGISTER_CONCAT_LOOKUPS(tensorflow::DEVICE_GPU, GpuConcatLookupKernel);
 
 }  // namespace
 

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "lookup_kernel.h"
+#include "register_kernels.h"
 #include "xla/stream_executor/device_address.h"
 #include "xla/stream_executor/stream.h"
 #include "xla/stream_executor/stream_executor.h"
@@ -89,21 +90,7 @@ class GpuLookupKernel : public LookupKernel<Key, Row> {
   }
 };
 
-#define REGISTER_GPU_LOOKUP(Name_, Key, Row)                    \
-  REGISTER_KERNEL_BUILDER(Name(Name_)                           \
-                              .Device(tensorflow::DEVICE_GPU)   \
-                              .TypeConstraint<Key>("Tkeys")     \
-                              .TypeConstraint<Row>("Trows"),    \
-                          GpuLookupKernel<Key, Row>)
-#define REGISTER_GPU_LOOKUPS(Key, Row)        \
-  REGISTER_GPU_LOOKUP("HpsLookup", Key, Row); \
-  REGISTER_GPU_LOOKUP("HpsMultiLookup", Key, Row)
-REGISTER_GPU_LOOKUPS(int32_t, float);
-REGISTER_GPU_LOOKUPS(int64_t, float);
-REGISTER_GPU_LOOKUPS(int32_t, Eigen::half);
-REGISTER_GPU_LOOKUPS(int64_t, Eigen::half);
-#undef REGISTER_GPU_LOOKUPS
-#undef REGISTER_GPU_LOOKUP
+HPS_REGISTER_LOOKUPS(tensorflow::DEVICE_GPU, GpuLookupKernel);
 
 }  // namespace
 

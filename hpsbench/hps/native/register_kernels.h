@@ -1,0 +1,36 @@
+// Which types the operations' kernels are registered for, on every device.
+#ifndef HPSBENCH_HPS_NATIVE_REGISTER_KERNELS_H_
+#define HPSBENCH_HPS_NATIVE_REGISTER_KERNELS_H_
+
+#include <cstdint>
+
+#include "Eigen/Core"
+#include "tensorflow/core/framework/op_kernel.h"
+
+#define HPS_REGISTER_LOOKUP(operation, device, Kernel, Key, Row) \
+  REGISTER_KERNEL_BUILDER(Name(operation)                        \
+                              .Device(device)                    \
+                              .TypeConstraint<Key>("Tkeys")      \
+                              .TypeConstraint<Row>("Trows"),     \
+                          Kernel<Key, Row>)
+#define HPS_REGISTER_LOOKUP_OF_ROWS(operation, device, Kernel, Row) \
+  HPS_REGISTER_LOOKUP(operation, device, Kernel, int32_t, Row);     \
+  HPS_REGISTER_LOOKUP(operation, device, Kernel, int64_t, Row)
+
+// Registers the class template Kernel<Key, Row> for HpsLookup and HpsMultiLookup.
+#define HPS_REGISTER_LOOKUPS(device, Kernel)                                   \
+  HPS_REGISTER_LOOKUP_OF_ROWS("HpsLookup", device, Kernel, float);             \
+  HPS_REGISTER_LOOKUP_OF_ROWS("HpsLookup", device, Kernel, Eigen::half);       \
+  HPS_REGISTER_LOOKUP_OF_ROWS("HpsMultiLookup", device, Kernel, float);        \
+  HPS_REGISTER_LOOKUP_OF_ROWS("HpsMultiLookup", device, Kernel, Eigen::half)
+
+#define HPS_REGISTER_CONCAT_LOOKUP(device, Kernel, Key)                                 \
+  REGISTER_KERNEL_BUILDER(                                                              \
+      Name("HpsConcatLookup").Device(device).TypeConstraint<Key>("Tkeys"), Kernel<Key>)
+
+// Registers the class template Kernel<Key> for HpsConcatLookup.
+#define HPS_REGISTER_CONCAT_LOOKUPS(device, Kernel)    \
+  HPS_REGISTER_CONCAT_LOOKUP(device, Kernel, int32_t); \
+  HPS_REGISTER_CONCAT_LOOKUP(device, Kernel, int64_t)
+
+#endif  // HPSBENCH_HPS_NATIVE_REGISTER_KERNELS_H_

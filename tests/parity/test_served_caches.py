@@ -33,7 +33,7 @@ DENSE = "hps_ensemble_dense"
 @pytest.fixture(scope="module")
 def served(work_folder: Path) -> Iterator[ServedVariants]:
     """One Triton with every variant, once for each cache: `hps_tf_static`, ..."""
-    suite = load_suite("smoke")
+    suite = load_suite("smoke", ["servers.startup_timeout_s=300"])
     folder = work_folder / "caches"
     build = build_repository(suite, select_variants(VARIANTS, suite), folder)
     copied = [m for v in build.variants for m in v.models if m != DENSE]

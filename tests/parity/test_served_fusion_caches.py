@@ -27,6 +27,7 @@ SUITE = load_suite(
         "tables.embedding_dim=16",
         "hps.hit_rate_threshold=1.0",
         "servers.tensor_float_32=false",
+        "servers.startup_timeout_s=300",
     ],
 )
 VARIANTS = ("unfused", "fused")

@@ -215,9 +215,15 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_makereport(
-    item: pytest.Item,
+    item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
+    # Fixtures that serve and measure say what is wrong and what to do: no traceback need tell it,
+    # once for every benchmark.
+    error = call.excinfo
+    if call.when == "setup" and error is not None and error.errisinstance(BenchError):
+        if not item.config.getoption("fulltrace"):
+            report.longrepr = error.getrepr(style="value", chain=False)
     state = item.config.stash[STATE_KEY]
     if state.progress_shown:
         state.progress_shown = False

@@ -338,3 +338,39 @@ def test_one_test_is_one_benchmark(session: Session, pytester: pytest.Pytester) 
     result = session()
     assert result.ret == 1
     result.stdout.fnmatch_lines(["*RuntimeError: gate() was called twice in one test*"])
+
+
+SERVED = """
+import pytest
+from hpsbench.errors import ServerError
+
+@pytest.fixture(scope="session")
+def server():
+    try:
+        raise OSError("connection refused")
+    except OSError as error:
+        raise ServerError("no answer from triton at x:1", hint="see whether it runs") from error
+
+@pytest.mark.parametrize("batch_size", [7, 64])
+def test_latency(batch_size, server):
+    pass
+"""
+
+
+def test_what_a_server_says_is_told_without_a_traceback(project: pytest.Pytester) -> None:
+    project.makepyfile(test_served=SERVED)
+    result = project.runpytest_inprocess("--preset=smoke")
+    assert result.ret == 1
+    result.stdout.fnmatch_lines(
+        [
+            "*ERROR at setup of test_latency?7?*",
+            "no answer from triton at x:1",
+            "  hint: see whether it runs",
+            "*ERROR at setup of test_latency?64?*",
+            "ERROR test_served.py::test_latency?7? - *no answer from triton at x:1*",
+        ]
+    )
+    for told in ("*OSError*", "*raise ServerError*"):
+        result.stdout.no_fnmatch_line(told)
+    full = project.runpytest_inprocess("--preset=smoke", "--full-trace")
+    full.stdout.fnmatch_lines(["*OSError: connection refused", "*raise ServerError*"])

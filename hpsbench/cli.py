@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import difflib
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
@@ -45,7 +47,13 @@ class _Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code; argparse exits by itself for --help and misuse."""
-    given = build_parser().parse_args(argv)
+    parser = build_parser()
+    if not (sys.argv[1:] if argv is None else argv):
+        parser.print_help(sys.stderr)
+        return EXIT_USAGE
+    given, unknown = parser.parse_known_args(argv)
+    if unknown:
+        _refuse(given.parser, unknown)
     command: Callable[[argparse.Namespace], int] = given.command
     try:
         code = command(given)
@@ -63,6 +71,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_PASSED
 
 
+def _refuse(parser: argparse.ArgumentParser, unknown: Sequence[str]) -> NoReturn:
+    known = re.findall(r"--[a-z][a-z-]*", parser.format_help())
+    close = [m for word in unknown for m in difflib.get_close_matches(word.split("=")[0], known, 1)]
+    meant = f"; did you mean {close[0]}?" if close else ""
+    parser.error(f"unrecognized arguments: {' '.join(unknown)}{meant}")
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the whole command line."""
     parser = _Parser(
@@ -71,6 +86,10 @@ def build_parser() -> argparse.ArgumentParser:
         "runs.",
         epilog=EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(parser=parser)
+    parser.add_argument(
+        "--version", action="version", version=f"%(prog)s {metadata.version('hpsbench')}"
     )
     commands = parser.add_subparsers(
         required=True, metavar="COMMAND", title="commands, each with its own --help"
@@ -183,7 +202,9 @@ def _add(
     commands: argparse._SubParsersAction[_AnyParser], name: str, purpose: str
 ) -> argparse.ArgumentParser:
     sentence = f"{purpose[0].upper()}{purpose[1:]}."
-    return commands.add_parser(name, help=purpose, description=sentence)
+    parser = commands.add_parser(name, help=purpose, description=sentence)
+    parser.set_defaults(parser=parser)
+    return parser
 
 
 def _add_baselines(parser: argparse.ArgumentParser) -> None:

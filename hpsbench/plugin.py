@@ -221,9 +221,9 @@ def pytest_runtest_makereport(
     # Fixtures that serve and measure say what is wrong and what to do: no traceback need tell it,
     # once for every benchmark.
     error = call.excinfo
-    if call.when == "setup" and error is not None and error.errisinstance(BenchError):
-        if not item.config.getoption("fulltrace"):
-            report.longrepr = error.getrepr(style="value", chain=False)
+    told = call.when == "setup" and error is not None and error.errisinstance(BenchError)
+    if error is not None and told and not item.config.getoption("fulltrace"):
+        report.longrepr = error.getrepr(style="value", chain=False)
     state = item.config.stash[STATE_KEY]
     if state.progress_shown:
         state.progress_shown = False

@@ -59,8 +59,8 @@ def parse_url(url: str) -> tuple[str, int]:
         parts, port = urllib.parse.urlsplit(""), 0
     if parts.scheme != "http" or not parts.hostname or parts.path not in ("", "/"):
         raise ConfigError(
-            f"servers.triton is {url!r}, and must be bundled, system or http://HOST:PORT",
-            hint="for example --triton http://127.0.0.1:8000",
+            f"{url} is no address of Triton's HTTP service: http://HOST:PORT",
+            hint="for example http://127.0.0.1:8000",
         )
     host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
     return host, port

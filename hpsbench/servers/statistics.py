@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import quote
 
 from hpsbench.errors import ServerError
 from hpsbench.servers import http
@@ -72,7 +73,7 @@ def read_statistics(http_address: str, model: str) -> ModelStatistics:
     answered it, so a reading may lag behind the answers by some milliseconds. Raises ServerError
     when Triton gives no answer or has no such model.
     """
-    status, body = http.ask(http_address, f"/v2/models/{model}/stats")
+    status, body = http.ask(http_address, f"/v2/models/{quote(model, safe='')}/stats")
     if status != 200:
         raise ServerError(
             f"triton at {http_address} has no statistics of model {model!r}: {http.reason(body)}",

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import quote
 
 from hpsbench.config import ServerConfig
 from hpsbench.errors import ServerDied, ServerError
@@ -154,7 +155,7 @@ class TritonServer:
             self._process.stop(grace_s)
 
     def _control(self, model: str, action: str) -> None:
-        path = f"/v2/repository/models/{model}/{action}"
+        path = f"/v2/repository/models/{quote(model, safe='')}/{action}"
         try:
             status, body = http.post(self.http, path, timeout_s=self._config.startup_timeout_s)
         except http.CONNECTION_ERRORS as error:

@@ -7,6 +7,7 @@ import importlib
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -186,7 +187,40 @@ def test_a_bad_file_is_an_error_with_a_hint(command: Run, content: str, problem:
     assert "\nhint: " in err
 
 
-@pytest.mark.parametrize("arguments", [(), ("baseline",), ("baseline", "wipe"), ("--nope",)])
+def test_without_a_command_the_help_tells_which_there_are(command: Run) -> None:
+    code, out, err = command()
+    assert (code, out) == (4, "")
+    assert "commands, each with its own --help" in err
+    assert "compare" in err
+
+
+def test_the_version_is_that_of_the_package(command: Run) -> None:
+    code, out, _ = command("--version")
+    assert (code, out) == (0, f"hpsbench {metadata.version('hpsbench')}\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told", "program"),
+    [
+        (("selftest", "--quik"), "--quik; did you mean --quick?", "hpsbench selftest"),
+        (("baseline", "update", "--apend"), "did you mean --append?", "hpsbench baseline update"),
+        (
+            ("baseline", "diff", "--qqq=1"),
+            "unrecognized arguments: --qqq=1",
+            "hpsbench baseline diff",
+        ),
+    ],
+)
+def test_an_option_that_is_not_there_is_named_with_the_nearest(
+    command: Run, arguments: tuple[str, ...], told: str, program: str
+) -> None:
+    code, _, err = command(*arguments)
+    assert code == 4
+    assert told in err.splitlines()[0]
+    assert err.splitlines()[1] == f"hint: see `{program} --help`"
+
+
+@pytest.mark.parametrize("arguments", [("baseline",), ("baseline", "wipe"), ("--nope",)])
 def test_misuse_exits_4_and_points_to_the_help(command: Run, arguments: tuple[str, ...]) -> None:
     code, _, err = command(*arguments)
     assert code == 4

@@ -186,7 +186,9 @@ def test_host_and_port_of_a_url(url: str, parsed: tuple[str, int]) -> None:
     "url", ["grpc://h:8001", "https://h:8000", "http://h:8000/v2", "http://h:port", "http://:80"]
 )
 def test_another_kind_of_url_is_refused(url: str) -> None:
-    with pytest.raises(ConfigError, match="must be bundled, system or http://HOST:PORT"):
+    with pytest.raises(
+        ConfigError, match="is no address of Triton's HTTP service: http://HOST:PORT"
+    ):
         parse_url(url)
 
 

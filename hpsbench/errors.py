@@ -19,6 +19,10 @@ class ConfigError(BenchError):
     """An option, a preset or a configuration file asks for something that cannot be."""
 
 
+class InputsDiffer(ConfigError):
+    """Two models that are to be compared do not take the same inputs."""
+
+
 class TableError(BenchError):
     """An embedding table or a sparse-model folder is missing, truncated or too large."""
 

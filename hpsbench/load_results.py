@@ -38,9 +38,14 @@ def save(file: Path, result: LoadResult) -> None:
         ) from error
 
 
+def load(file: Path) -> LoadResult:
+    """Return the result in a file. Raises BaselineError (see `storage.read`)."""
+    return storage.read(LoadResult, file, schema_version=SCHEMA_VERSION, restore="measure it again")
+
+
 def newest(folder: Path, machine: str, most: int) -> list[LoadResult]:
     """Return the newest results of a class of machine, newest first.
 
     A file that cannot be read is left out.
     """
-    return storage.newest(LoadResult, folder, machine, most, schema_version=SCHEMA_VERSION)
+    return storage.newest(load, folder, machine, most)

@@ -11,10 +11,10 @@ import sys
 import sysconfig
 import tarfile
 import venv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from filelock import FileLock
 
@@ -28,35 +28,74 @@ else:
 _INSTALL_TIMEOUT_S = 1800
 _BUILD_TIMEOUT_S = 1800
 _QUOTED_LINES = 10
-#: Runs in the revision's environment, so it uses nothing but what every revision has.
-_BUILD = """\
-import base64, json, sys
-from pathlib import Path
-import numpy as np
+#: Run in the revision's environment, so they use nothing but what every revision has.
+_LOAD_SUITE = """\
+import json, sys
 try:
     from hpsbench.presets import load_suite
 except ImportError:  # a revision that read them in its configuration
     from hpsbench.config import load_suite
+
+preset, given, *overrides = sys.argv[1:]
+given, suite = json.loads(given), load_suite(preset, overrides)
+"""
+_BUILD = (
+    _LOAD_SUITE
+    + """\
+import base64
+from pathlib import Path
+import numpy as np
 from hpsbench.models.build import build_repository
 from hpsbench.models.variants import select_variants
 from hpsbench.serving import request_batches
 
-preset, name, batch_size, folder, *overrides = sys.argv[1:]
-(variant,) = select_variants([name])
-suite = load_suite(preset, overrides)
-build = build_repository(suite, [variant], Path(folder))
+folder, places = Path(given["folder"]), given["places"]
+names = list(dict.fromkeys(name for name, _ in places))
+variants = {variant.name: variant for variant in select_variants(names)}
+build = build_repository(suite, list(variants.values()), folder)
 
 def entry(tensor):
     content = np.ascontiguousarray(tensor).tobytes()
     return {"b64": base64.b64encode(content).decode("ascii"), "shape": list(tensor.shape)}
 
-batches = request_batches(suite, int(batch_size))
-requests = [{n: entry(t) for n, t in variant.inputs(b).items()} for b in batches]
-data = Path(folder, "requests.json")
-data.write_text(json.dumps({"data": requests}))
-paths = {"repository": str(build.repository.root), "requests": str(data)}
-print(json.dumps({**paths, "models": list(variant.models)}))
+files = []
+for name, size in places:
+    batches = request_batches(suite, size)
+    inputs = variants[name].inputs
+    requests = [{n: entry(t) for n, t in inputs(batch).items()} for batch in batches]
+    files.append(str(folder / f"requests-{name}-b{size}.json"))
+    Path(files[-1]).write_text(json.dumps({"data": requests}))
+models = list(dict.fromkeys(model for v in variants.values() for model in v.models))
+print(json.dumps({"repository": str(build.repository.root), "requests": files, "models": models}))
 """
+)
+_OFFER = (
+    _LOAD_SUITE
+    + """\
+try:
+    from hpsbench.models.variants import default_variants
+    variants, left_out = default_variants(suite)
+except ImportError:  # a revision that measured all of them everywhere
+    from hpsbench.models.variants import select_variants
+    variants, left_out = select_variants([]), {}
+sizes = given["batch_sizes"] or suite.load.batch_sizes
+places = [(variant.name, size) for variant in variants for size in sizes]
+try:
+    from hpsbench.forecast import Memory, forecast, free_memory
+except ImportError:  # a revision that forecast whole presets
+    pass
+else:
+    free = free_memory()
+    half = Memory(host=free.host // 2, gpu=None if free.gpu is None else free.gpu // 2)
+    told = forecast(suite, places, half)
+    places = told.fits
+    left_out |= {f"{name} at batch size {size}": why for (name, size), why in told.left_out.items()}
+print(json.dumps({"places": places, "left_out": left_out}))
+"""
+)
+
+#: A variant and a batch size.
+Place: TypeAlias = tuple[str, int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,12 +110,21 @@ class Revision:
 class BuiltModels:
     """A Triton model repository that a revision wrote, and the models to load out of it.
 
-    `requests` is a file of its requests, as perf_analyzer's `--input-data` has them.
+    `requests` are files of the requests of each place, as perf_analyzer's `--input-data` has them;
+    each entry is a whole request.
     """
 
     repository: Path
-    requests: Path
+    requests: Mapping[Place, Path]
     models: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Offer:
+    """What a revision measures of a preset on this machine, and why it leaves other things out."""
+
+    places: tuple[Place, ...]
+    left_out: Mapping[str, str]
 
 
 def find_commit(name: str, checkout: Path) -> str | None:
@@ -121,30 +169,75 @@ def prepare(commit: str, checkout: Path, cache_dir: Path) -> Revision:
     return Revision(commit=commit, python=folder / "environment" / "bin" / "python")
 
 
+def offered(
+    revision: Revision,
+    *,
+    preset: str,
+    overrides: Sequence[str],
+    folder: Path,
+    batch_sizes: Sequence[int] = (),
+) -> Offer:
+    """Return the variants of a preset that the revision measures here, at each batch size.
+
+    The batch sizes are the preset's unless given; two servers of them must fit into the memory.
+    Raises ConfigError with that code's last words where it cannot tell.
+    """
+    told = _told_by(
+        revision,
+        _OFFER,
+        preset,
+        {"batch_sizes": list(batch_sizes)},
+        overrides,
+        f"revision {revision.commit[:12]} does not tell what preset {preset!r} measures",
+        folder,
+    )
+    return Offer(
+        places=tuple((name, size) for name, size in told["places"]), left_out=told["left_out"]
+    )
+
+
 def build_models(
     revision: Revision,
     *,
     preset: str,
-    variant: str,
-    batch_size: int,
+    places: Sequence[Place],
     overrides: Sequence[str],
     folder: Path,
 ) -> BuiltModels:
-    """Return the model repository, and the requests, of one variant as the revision writes them.
+    """Return the model repository, and the requests, of variants as the revision writes them.
 
     Raises ConfigError with that code's last words where it cannot.
     """
-    command = [str(revision.python), "-c", _BUILD, preset, variant, str(batch_size)]
-    command += [str(folder), *overrides]
-    output = _run(
-        command, f"revision {revision.commit[:12]} cannot build {variant!r}", folder.parent
+    names = ", ".join(repr(name) for name in dict.fromkeys(name for name, _ in places))
+    built = _told_by(
+        revision,
+        _BUILD,
+        preset,
+        {"folder": str(folder), "places": list(places)},
+        overrides,
+        f"revision {revision.commit[:12]} cannot build {names}",
+        folder.parent,
     )
-    built: dict[str, Any] = json.loads(output.splitlines()[-1])
     return BuiltModels(
         repository=Path(built["repository"]),
-        requests=Path(built["requests"]),
+        requests=dict(zip(places, map(Path, built["requests"]), strict=True)),
         models=tuple(built["models"]),
     )
+
+
+def _told_by(
+    revision: Revision,
+    program: str,
+    preset: str,
+    given: Mapping[str, Any],
+    overrides: Sequence[str],
+    problem: str,
+    folder: Path,
+) -> dict[str, Any]:
+    """Return what a program that the revision's interpreter runs prints last, as JSON."""
+    command = [str(revision.python), "-c", program, preset, json.dumps(given), *overrides]
+    told: dict[str, Any] = json.loads(_run(command, problem, folder).splitlines()[-1])
+    return told
 
 
 def _extract(commit: str, checkout: Path, folder: Path) -> None:

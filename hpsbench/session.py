@@ -265,14 +265,28 @@ def run_batch_size(
                 hint="launch every variant of the plan, and what each is compared with",
             )
         asked = [offered[name] for name in names]
-        runs = loop.run(asked, launched.check_alive)
-        if traced is None or any(run.gave_up is not None for run in runs.values()):
-            return runs
-        where = run_traced(traced, asked, launched.check_alive)
-        return {name: replace(run, traced=where.get(name)) for name, run in runs.items()}
+        return run_participants(loop, asked, launched.check_alive, traced=traced)
     finally:
         for participant in offered.values():
             participant.close()
+
+
+def run_participants(
+    loop: Interleaved,
+    asked: Sequence[Participant],
+    check_alive: Callable[[], None],
+    *,
+    traced: Interleaved | None = None,
+) -> dict[str, ParticipantRun]:
+    """Ask the participants, then once more as `traced` says with traces on; return their runs.
+
+    Once one was given up nobody is traced. Raises ServerDied once a server is dead.
+    """
+    runs = loop.run(asked, check_alive)
+    if traced is None or any(run.gave_up is not None for run in runs.values()):
+        return runs
+    where = run_traced(traced, asked, check_alive)
+    return {name: replace(run, traced=where.get(name)) for name, run in runs.items()}
 
 
 class _Estimate:

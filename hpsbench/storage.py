@@ -8,7 +8,7 @@ import json
 import os
 import secrets
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -66,12 +66,19 @@ def _value_of(member: object) -> Any:
     raise TypeError(f"{member!r} cannot be stored as JSON")
 
 
-def read(cls: type[T], path: Path, *, schema_version: int, restore: str) -> T:
+def read(
+    cls: type[T],
+    path: Path,
+    *,
+    schema_version: int,
+    restore: str,
+    upgraded: Callable[[dict[str, Any], int], dict[str, Any]] = lambda fields, _: fields,
+) -> T:
     """Return the `cls` that `encode` wrote to `path`; `restore` is the hint for a damaged file.
 
-    Raises BaselineError when the file cannot be read, is no JSON, was written by a newer
-    hpsbench, or lacks or mistypes a field. What an older hpsbench did not write yet has its
-    default.
+    `upgraded` is given what the file holds and its schema version, and returns it as of now.
+    Raises BaselineError when the file cannot be read, is no JSON, was written by a newer hpsbench,
+    or lacks or mistypes a field. What an older hpsbench did not write yet has its default.
     """
     try:
         fields = json.loads(path.read_text("utf-8"))
@@ -88,22 +95,22 @@ def read(cls: type[T], path: Path, *, schema_version: int, restore: str) -> T:
             hint="upgrade hpsbench to the version that wrote it",
         )
     try:
-        return _decode(cls, fields, "")  # type: ignore[no-any-return]
+        return _decode(cls, upgraded(fields, found), "")  # type: ignore[no-any-return]
     except _MismatchError as error:
         raise BaselineError(f"{path}: {error}", hint=restore) from error
 
 
-def newest(cls: type[M], folder: Path, machine: str, most: int, *, schema_version: int) -> list[M]:
+def newest(load: Callable[[Path], M], folder: Path, machine: str, most: int) -> list[M]:
     """Return the newest files of a class of machine, newest first; their names begin with the time.
 
-    A file that cannot be read is left out.
+    A file for which `load` raises BaselineError is left out.
     """
     found: list[M] = []
     for path in sorted(folder.glob("*.json"), reverse=True):
         if len(found) == most:
             break
         try:
-            stored = read(cls, path, schema_version=schema_version, restore="measure again")
+            stored = load(path)
         except BaselineError:
             continue
         if stored.machine == machine:

@@ -6,13 +6,14 @@ import dataclasses
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 
 import numpy as np
 
 from hpsbench import published
 from hpsbench.baselines import Baseline
-from hpsbench.duets.comparisons import ComparedLaunch, StoredComparison
-from hpsbench.duets.decision import DuetPolicy
+from hpsbench.duets.comparisons import ComparedBenchmark, ComparedLaunch, StoredComparison
+from hpsbench.duets.decision import HINTS, DuetPolicy
 from hpsbench.duets.resolution import Decision, SelfTest, resolutions
 from hpsbench.measurements import LaunchMeasurement, Measurement, ServerTimes
 from hpsbench.presets import load_suite
@@ -160,21 +161,16 @@ def _telemetry(launch: int, at: int) -> Telemetry:
 
 
 def duets() -> list[StoredComparison]:
-    """Return a confirmed regression, a pass, and a candidate that answers otherwise."""
-    policy = DuetPolicy()
+    """Return a confirmed regression, a pass, an invalid one, and all of them in one comparison."""
     slow, steady = (1.052, 1.061, 1.047, 1.058), (1.003, 0.994, 1.011, 0.998)
 
     def duet(
         name: str, outcome: Outcome, text: str, *sessions: Sequence[float]
-    ) -> StoredComparison:
-        return StoredComparison(
-            comparison_id=f"20260108T030405.000Z-{name}",
-            recorded_at="2026-01-08T03:04:05Z",
-            machine=MACHINE.cls,
+    ) -> ComparedBenchmark:
+        changes = [ratio - 1 for session in sessions for ratio in session]
+        return ComparedBenchmark(
             model=name,
-            baseline="main (revision 4d84dd7b1c02)",
-            candidate="HEAD (revision cbe677d41e9a)",
-            policy=policy,
+            batch_size=64,
             launches=tuple(
                 ComparedLaunch(
                     session=number,
@@ -186,11 +182,31 @@ def duets() -> list[StoredComparison]:
                 for number, session in enumerate(sessions, start=1)
                 for ratio in session
             ),
-            verdict=Verdict(outcome=outcome, benchmark=name, text=f"{name}: {text}", hint=""),
+            verdict=Verdict(
+                outcome=outcome,
+                benchmark=name,
+                text=f"{name}: {text}",
+                hint="" if outcome is Outcome.PASS else HINTS[outcome],
+                change=fmean(changes) if changes else None,
+                limit=0.03 if changes else None,
+                change_p50=1.6 * fmean(changes) if changes else None,
+                limit_p50=0.10 if changes else None,
+            ),
             answers="answers are the same (4 requests)" if sessions else None,
         )
 
-    return [
+    def comparison(name: str, *benchmarks: ComparedBenchmark) -> StoredComparison:
+        return StoredComparison(
+            comparison_id=f"20260108T030405.000Z-{name}",
+            recorded_at="2026-01-08T03:04:05Z",
+            machine=MACHINE.cls,
+            baseline="main (revision 4d84dd7b1c02)",
+            candidate="HEAD (revision cbe677d41e9a)",
+            policy=DuetPolicy(),
+            benchmarks=benchmarks,
+        )
+
+    each = [
         duet(
             "hps_tf",
             Outcome.REGRESSED,
@@ -212,6 +228,8 @@ def duets() -> list[StoredComparison]:
             "that answers otherwise is not measured",
         ),
     ]
+    worst_first = (each[0], each[2], each[1])
+    return [*(comparison(one.name, one) for one in each), comparison("all", *worst_first)]
 
 
 def selftest_of_the_host(neighbours: int = 0) -> SelfTest:

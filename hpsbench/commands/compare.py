@@ -1,39 +1,28 @@
-"""`hpsbench compare`: two servers of one model side by side, and whether one became slower."""
+"""`hpsbench compare`: two servers side by side, and which of their models became slower."""
 
 from __future__ import annotations
 
 import argparse
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Protocol
 
-from hpsbench import revisions, runs
+from hpsbench.commands.compared_sides import compared_sides
+from hpsbench.commands.comparison import Comparison, compare
 from hpsbench.commands.request_options import add_request_options
 from hpsbench.config import ServerConfig, environment
 from hpsbench.duets import comparisons, selftests
-from hpsbench.duets.answers import TOLERANCE, AnswerDifference, Answers, answer_difference
-from hpsbench.duets.comparisons import StoredComparison, compared_launches
-from hpsbench.duets.decision import BASELINE, CANDIDATE, DuetPolicy, DuetSession, judge_duet, pooled
-from hpsbench.duets.pairs import NAMES, Contender, contender, fresh_pair, same_requests
-from hpsbench.duets.session import LaunchDone, run_duet
-from hpsbench.errors import ConfigError, RequestError
-from hpsbench.gate import exit_code
-from hpsbench.load.inputs import Requests, parse_shapes
+from hpsbench.duets.answers import TOLERANCE
+from hpsbench.duets.comparisons import StoredComparison
+from hpsbench.duets.decision import BASELINE, CANDIDATE, DuetPolicy
+from hpsbench.duets.pairs import fresh_pair
+from hpsbench.duets.requests import option_requests, same_requests
+from hpsbench.errors import ConfigError
 from hpsbench.machine import this_machine
 from hpsbench.presets import load_suite
-from hpsbench.report import duet as report
-from hpsbench.report import files, markdown, resolution
-from hpsbench.session import Launch
-from hpsbench.telemetry import Watch, machine_watch, unwatched
-from hpsbench.verdict import Outcome, Verdict
-from hpsbench.workspace import workspace
+from hpsbench.report import files, junit, markdown, resolution
+from hpsbench.telemetry import machine_watch
 
-LOGS = runs.FOLDER.parent
-#: Where git revisions of this package come from.
-CHECKOUT = Path(__file__).parents[1]
 _DEFAULTS = DuetPolicy()
 
 
@@ -52,9 +41,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     sides.add_argument(
         "--model",
-        required=True,
-        metavar="NAME",
-        help="the model to ask on both sides; of a revision, the variant",
+        metavar="NAMES",
+        help="the models to ask on both sides, separated by commas; of a revision, the variants "
+        "(default, of two revisions: all that both measure of the preset)",
     )
     sides.add_argument(
         "--triton",
@@ -75,7 +64,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="change a deadline, such as servers.startup_timeout_s=600, or a field of a "
         "revision's preset; repeatable",
     )
-    add_request_options(parser)
+    add_request_options(
+        parser,
+        batch_size={
+            "metavar": "N,N",
+            "help": "samples of a request, each number a benchmark of every model (default: 1; "
+            "without --model the preset's)",
+        },
+    )
     judging = parser.add_argument_group("measuring and judging")
     for name, default, meaning in (
         ("launches", _DEFAULTS.launches, "fresh starts of both servers"),
@@ -97,205 +93,50 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="how far the candidate's answers may be from the baseline's, relative where they are "
         f"above 1; inf takes any (default: {TOLERANCE:g})",
     )
+    writing = parser.add_argument_group("writing")
+    writing.add_argument(
+        "--junit", type=Path, metavar="FILE", help="write the verdicts as JUnit XML"
+    )
+    writing.add_argument(
+        "--markdown", type=Path, metavar="FILE", help="write them as GitHub's Markdown"
+    )
     parser.set_defaults(command=_command)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Comparison:
-    """What is compared, in words, and how."""
-
-    model: str
-    baseline: str
-    candidate: str
-    policy: DuetPolicy
-    batch_size: int = 1
-    fresh: bool = True
-    answer_tolerance: float = TOLERANCE
-
-
-class AnsweringPair(Launch, Protocol):
-    """A fresh pair of servers that also tells what it answers."""
-
-    def answers(self, batch_size: int) -> Mapping[str, Answers]:
-        """Return what BASELINE and CANDIDATE answer to the same requests."""
-
-
-def compare(
-    comparison: Comparison,
-    pair: Callable[[int], AbstractContextManager[AnsweringPair]],
-    say: Callable[[str], None],
-    *,
-    store: Callable[[StoredComparison], None] = lambda _: None,
-    watch: Watch = unwatched,
-    clock_ns: Callable[[], int] = time.perf_counter_ns,
-    sleep: Callable[[float], None] = time.sleep,
-) -> int:
-    """Measure a duet on `pair`, say what is found line by line, and return the exit code.
-
-    The first launch's servers are asked whether they answer the same before anything is measured;
-    where they do not, nothing is, and the verdict is INVALID. `store` is given the result, and
-    `watch` tells what the machine did meanwhile. Raises what `run_duet` raises.
-    """
-    policy = comparison.policy
-    found: list[AnswerDifference] = []
-
-    @contextmanager
-    def checked(number: int) -> Iterator[Launch]:
-        with pair(number) as launched:
-            if not found:
-                try:
-                    answers = launched.answers(comparison.batch_size)
-                except RequestError as error:
-                    # The requests that are measured meet the same, and tell whose it is.
-                    say(f"answers cannot be compared: {error.problem}")
-                else:
-                    found.append(
-                        answer_difference(
-                            answers[BASELINE],
-                            answers[CANDIDATE],
-                            tolerance=comparison.answer_tolerance,
-                        )
-                    )
-                    if found[0].problem is not None:
-                        raise _OtherAnswers(found[0])
-                    say(found[0].text)
-                    say(report.HEADER)
-            yield launched
-
-    lines = report.introduction(
-        policy,
-        model=comparison.model,
-        baseline=comparison.baseline,
-        candidate=comparison.candidate,
-    )
-    if not comparison.fresh:
-        lines.append(
-            "a server that runs already is the same in every launch: what its own start decided "
-            "counts as a change"
-        )
-    for line in [*lines, ""]:
-        say(line)
-
-    def on_launch(done: LaunchDone) -> None:
-        say(report.launch_line(done.session, done.launch, DuetSession(launches=(done.measured,))))
-
-    def on_confirm(first: DuetSession) -> None:
-        say(report.launch_line(1, "all", first))
-        say(report.CONFIRMING)
-
-    sessions: list[DuetSession] = []
-    try:
-        sessions = run_duet(
-            checked,
-            policy,
-            batch_size=comparison.batch_size,
-            on_launch=on_launch,
-            on_confirm=on_confirm,
-            watch=watch,
-            clock_ns=clock_ns,
-            sleep=sleep,
-        )
-        verdict = judge_duet(sessions, policy, name=comparison.model)
-    except _OtherAnswers as other:
-        verdict = other_answers(other.difference, name=comparison.model)
-    if sessions and pooled(sessions).invalid is None:
-        say(report.launch_line(len(sessions), "all", sessions[-1]))
-        if len(sessions) > 1:
-            say(report.launch_line("both", "all", pooled(sessions)))
-    for line in ["", *report.verdict_lines(verdict)]:
-        say(line)
-    comparison_id, recorded_at = comparisons.new_id()
-    store(
-        StoredComparison(
-            comparison_id=comparison_id,
-            recorded_at=recorded_at,
-            machine=this_machine().cls,
-            model=comparison.model,
-            baseline=comparison.baseline,
-            candidate=comparison.candidate,
-            policy=policy,
-            launches=compared_launches(sessions),
-            verdict=verdict,
-            answers=found[0].text if found else None,
-        )
-    )
-    return exit_code([verdict], strict=True, other_failures=False)
-
-
-class _OtherAnswers(Exception):
-    """The candidate answers otherwise than the baseline: there is nothing to measure."""
-
-    def __init__(self, difference: AnswerDifference) -> None:
-        super().__init__(difference.text)
-        self.difference = difference
-
-
-def other_answers(difference: AnswerDifference, *, name: str) -> Verdict:
-    """Return the verdict on a candidate that does not answer as the baseline does."""
-    return Verdict(
-        outcome=Outcome.INVALID,
-        benchmark=name,
-        text=f"{name}: {difference.text}; a candidate that answers otherwise is not measured",
-        hint="mend the candidate, or allow for more with --answer-tolerance",
-    )
 
 
 def _command(given: argparse.Namespace) -> int:
     policy = policy_of(given)
-    batch_size = _at_least_one("--batch-size", given.batch_size)
+    models, batch_sizes = _models(given.model), _batch_sizes(given.batch_size)
     if not given.answer_tolerance >= 0:
         raise ConfigError(
             f"--answer-tolerance {given.answer_tolerance} allows for nothing", hint="give 0 or more"
         )
-    shapes = parse_shapes(given.shape)
+    options = option_requests(given.shape, models, data=given.data, input_data=given.input_data)
     config = _server_config(given.overrides, given.triton)
-    sources = dict(zip(NAMES, (given.baseline, given.candidate), strict=True))
-    commits = {name: commit_of(source) for name, source in sources.items()}
-    if not any(commits.values()):
-        _require_servers_only(given)
     with ExitStack() as stack:
-        if any(commits.values()):
-            folder = stack.enter_context(workspace(environment().cache_dir / "work"))
-        contenders: dict[str, Contender] = {}
-        own_requests: Path | None = None
-        for name, source in sources.items():
-            commit, log = commits[name], LOGS / f"compare-{name}.log"
-            if commit is None:
-                contenders[name] = contender(source, model=given.model, config=config, log=log)
-                continue
-            revision, built = _build(commit, given, folder / name)
-            contenders[name] = Contender(
-                model=given.model,
-                repository=built.repository,
-                config=config,
-                log=log,
-                models=built.models,
-                python=revision.python,
-            )
-            own_requests = own_requests or built.requests
-        for side in contenders.values():
-            _empty(side.log)
-        requests = Requests(shapes=shapes, data=given.data, input_data=given.input_data)
-        if own_requests is not None and not (shapes or given.input_data):
-            # Its entries are whole requests of this batch size.
-            requests, batch_size = Requests(input_data=own_requests), 1
-        ask = same_requests(requests, given.model)
-        fresh = not any(side.is_running for side in contenders.values())
+        sides = compared_sides(
+            given,
+            models=models,
+            batch_sizes=batch_sizes,
+            options=options,
+            config=config,
+            stack=stack,
+            say=_say,
+        )
+        ask = same_requests(sides.requests, sides.models)
         # Before the servers start, to tell whose GPU it is.
-        watch = stack.enter_context(machine_watch(own_servers=fresh))
+        watch = stack.enter_context(machine_watch(own_servers=sides.fresh))
         code = compare(
             Comparison(
-                model=given.model,
-                baseline=_described(given.baseline, commits[BASELINE]),
-                candidate=_described(given.candidate, commits[CANDIDATE]),
+                benchmarks=sides.benchmarks,
+                baseline=sides.described[BASELINE],
+                candidate=sides.described[CANDIDATE],
                 policy=policy,
-                batch_size=batch_size,
-                fresh=fresh,
+                fresh=sides.fresh,
                 answer_tolerance=given.answer_tolerance,
             ),
-            lambda number: fresh_pair(contenders, ask, number, protocol=given.protocol),
+            lambda number: fresh_pair(sides.contenders, ask, number, protocol=given.protocol),
             _say,
-            store=_store,
+            store=lambda compared: _store(compared, given),
             watch=watch,
         )
     for file in (selftests.FILE, selftests.NOISY_FILE):
@@ -305,38 +146,15 @@ def _command(given: argparse.Namespace) -> int:
     return code
 
 
-def commit_of(source: str) -> str | None:
-    """Return the commit that a side names, None where it is a folder, a URL or nothing known."""
-    if "://" in source or Path(source).is_dir():
-        return None
-    return revisions.find_commit(source, CHECKOUT)
-
-
-def _build(
-    commit: str, given: argparse.Namespace, folder: Path
-) -> tuple[revisions.Revision, revisions.BuiltModels]:
-    from hpsbench.options import default_preset
-
-    preset = given.preset or default_preset()
-    _say(f"building {given.model} of revision {commit[:12]}, preset {preset}")
-    revision = revisions.prepare(commit, CHECKOUT, environment().cache_dir / "revisions")
-    folder.mkdir()
-    return revision, revisions.build_models(
-        revision,
-        preset=preset,
-        variant=given.model,
-        batch_size=given.batch_size,
-        overrides=given.overrides,
-        folder=folder / "models",
-    )
-
-
-def _described(source: str, commit: str | None) -> str:
-    return source if commit is None else f"{source} (revision {commit[:12]})"
-
-
-def _store(compared: StoredComparison) -> None:
+def _store(compared: StoredComparison, given: argparse.Namespace) -> None:
     _say(f"stored {comparisons.save(comparisons.FOLDER, compared)}; `hpsbench report` shows it")
+    for path, build in (
+        (given.junit, junit.comparison_xml),
+        (given.markdown, markdown.comparison_summary),
+    ):
+        if path is not None:
+            files.write(path, build(compared))
+            _say(f"wrote {path}")
     summary = environment().step_summary
     if summary is not None:
         files.append(summary, markdown.comparison_summary(compared))
@@ -363,14 +181,25 @@ def _at_least_one(option: str, value: int) -> int:
     return value
 
 
-def _require_servers_only(given: argparse.Namespace) -> None:
-    others = [o for o in given.overrides if not o.strip().startswith("servers.")]
-    if others or given.preset:
-        option = f"--set {others[0]!r}" if others else f"--preset {given.preset}"
-        raise ConfigError(
-            f"{option}: only a git revision has a preset, and neither side is one",
-            hint="for example --set servers.startup_timeout_s=600",
-        )
+def _models(option: str | None) -> tuple[str, ...]:
+    names = tuple(dict.fromkeys(n.strip() for n in (option or "").split(",") if n.strip()))
+    if option is not None and not names:
+        raise ConfigError(f"--model {option!r} names no model", hint="for example hps_tf")
+    return names
+
+
+def _batch_sizes(option: str | None) -> tuple[int, ...]:
+    sizes = []
+    for word in [] if option is None else option.split(","):
+        try:
+            sizes.append(int(word))
+        except ValueError:
+            raise ConfigError(
+                f"--batch-size {option!r} is no number of samples, nor several",
+                hint="for example 64, or 7,64",
+            ) from None
+        _at_least_one("--batch-size", sizes[-1])
+    return tuple(dict.fromkeys(sizes))
 
 
 def _server_config(overrides: Sequence[str], triton: str | None) -> ServerConfig:
@@ -385,8 +214,3 @@ def _server_config(overrides: Sequence[str], triton: str | None) -> ServerConfig
             hint="give the URL as --baseline or --candidate",
         )
     return config
-
-
-def _empty(log: Path) -> None:
-    log.parent.mkdir(parents=True, exist_ok=True)
-    log.write_bytes(b"")

@@ -144,20 +144,20 @@ def _command(given: argparse.Namespace) -> int:
     )
     LOG.parent.mkdir(parents=True, exist_ok=True)
     LOG.write_bytes(b"")
-    side = contender(given.source, model=given.model, config=ServerConfig(), log=LOG)
+    side = contender(given.source, models=(given.model,), config=ServerConfig(), log=LOG)
     with ExitStack() as stack:
         server = stack.enter_context(
             running_triton(
                 side.repository,
-                (side.model,),
+                side.models,
                 side.config,
                 log=side.log,
                 complete_config=side.complete_config,
             )
         )
-        inputs = requests.of(read_metadata(server.http, side.model), given.batch_size)
+        inputs = requests.of(read_metadata(server.http, given.model), given.batch_size)
         client = stack.enter_context(
-            connect(server.endpoint(side.model), inputs, protocol=given.protocol)
+            connect(server.endpoint(given.model), inputs, protocol=given.protocol)
         )
         _say(
             f"{given.model} at {given.source}: {plan.arrivals.kind} arrivals for "

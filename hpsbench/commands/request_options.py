@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from hpsbench.config import PROTOCOLS
 from hpsbench.load.inputs import DATA
 
 
-def add_request_options(parser: argparse.ArgumentParser) -> None:
-    """Add how large requests are, what is in them, and how they travel."""
+def add_request_options(
+    parser: argparse.ArgumentParser, *, batch_size: Mapping[str, Any] | None = None
+) -> None:
+    """Add how large requests are, what is in them, and how they travel.
+
+    `batch_size` has the settings of that option where it is not one number.
+    """
     group = parser.add_argument_group("requests")
-    group.add_argument(
-        "--batch-size",
-        type=int,
-        default=1,
-        metavar="N",
-        help="samples of a request (default: %(default)s)",
-    )
+    one_size = {
+        "type": int,
+        "default": 1,
+        "metavar": "N",
+        "help": "samples of a request (default: %(default)s)",
+    }
+    group.add_argument("--batch-size", **(batch_size or one_size))
     group.add_argument(
         "--shape",
         action="append",

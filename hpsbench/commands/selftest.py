@@ -26,8 +26,8 @@ from hpsbench.duets.resolution import (
     with_decisions,
 )
 from hpsbench.duets.selftests import FILE, NOISY_FILE, load, store
-from hpsbench.duets.session import LaunchDone, Pair, run_duet
-from hpsbench.duets.slowed import MODEL, calibrate, slowed_pair, write_model
+from hpsbench.duets.session import LaunchDone, Pair, PairLaunch, run_duets
+from hpsbench.duets.slowed import BENCHMARK, calibrate, slowed_pair, write_model
 from hpsbench.errors import BaselineError, ConfigError
 from hpsbench.gate import EXIT_NO_VERDICT, EXIT_PASSED
 from hpsbench.machine import this_machine
@@ -81,7 +81,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def selftest(
-    pair: Callable[[float], Pair],
+    pair: Callable[[float], Pair[PairLaunch]],
     *,
     sessions: int,
     policy: DuetPolicy,
@@ -115,7 +115,7 @@ def selftest(
 
 
 def _decide(
-    pair: Pair,
+    pair: Pair[PairLaunch],
     share: float,
     policy: DuetPolicy,
     *,
@@ -126,13 +126,13 @@ def _decide(
     asking_s: list[float] = []
 
     def on_launch(done: LaunchDone) -> None:
-        asking_s.append(done.measure_s)
+        asking_s.extend(done.measure_s.values())
 
     begun_ns = clock_ns()
-    measured = run_duet(
-        pair, policy, seed=seed, on_launch=on_launch, clock_ns=clock_ns, sleep=sleep
-    )
-    verdict = judge_duet(measured, policy, name=MODEL)
+    measured = run_duets(
+        pair, [BENCHMARK], policy, seed=seed, on_launch=on_launch, clock_ns=clock_ns, sleep=sleep
+    )[BENCHMARK]
+    verdict = judge_duet(measured, policy, name=BENCHMARK.name)
     launches = pooled(measured).launches
     return Decision(
         injected=share,
@@ -213,7 +213,7 @@ def _command(given: argparse.Namespace) -> int:
 
 
 def _measure(
-    pair: Callable[[float], Pair],
+    pair: Callable[[float], Pair[PairLaunch]],
     empty: SelfTest,
     before: Sequence[Decision],
     *,

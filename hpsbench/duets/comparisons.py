@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 from hpsbench import stats, storage
 from hpsbench.duets.decision import DuetPolicy, DuetSession
@@ -13,7 +15,8 @@ from hpsbench.errors import BaselineError
 from hpsbench.runs import FOLDER as RUNS
 from hpsbench.verdict import Verdict
 
-SCHEMA_VERSION = 1
+#: The first held the one benchmark's fields as its own.
+SCHEMA_VERSION = 2
 FOLDER = RUNS.parent / "comparisons"
 
 
@@ -29,25 +32,59 @@ class ComparedLaunch:
 
 
 @dataclass(frozen=True, kw_only=True)
-class StoredComparison:
-    """One duet: what was compared, every launch, and the verdict; sides as the user named them.
+class ComparedBenchmark:
+    """One benchmark of a comparison: every launch, and the verdict, which has its name.
 
     `answers` is what was found of both sides' answers, None where they were not compared.
+    `measure_s` is the seconds that asking took, and like `batch_size` None where an older hpsbench
+    did not store it.
+    """
+
+    model: str
+    batch_size: int | None = None
+    launches: tuple[ComparedLaunch, ...]
+    verdict: Verdict
+    answers: str | None = None
+    measure_s: float | None = None
+
+    @property
+    def name(self) -> str:
+        """What the verdict calls it."""
+        return self.verdict.benchmark
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredComparison:
+    """What was compared, sides as the user named them, and every benchmark, worst first.
+
+    Raises ValueError without a benchmark.
     """
 
     comparison_id: str
     recorded_at: str
     machine: str
-    model: str
     baseline: str
     candidate: str
     policy: DuetPolicy
-    launches: tuple[ComparedLaunch, ...]
-    verdict: Verdict
-    answers: str | None = None
+    benchmarks: tuple[ComparedBenchmark, ...]
+
+    def __post_init__(self) -> None:
+        if not self.benchmarks:
+            raise ValueError("a comparison needs a benchmark")
+
+    @property
+    def verdicts(self) -> list[Verdict]:
+        """The verdicts of all benchmarks."""
+        return [compared.verdict for compared in self.benchmarks]
+
+    @property
+    def title(self) -> str:
+        """The benchmark's name, or how many there are."""
+        count = len(self.benchmarks)
+        return self.benchmarks[0].name if count == 1 else f"{count} benchmarks"
 
 
-def compared_launches(sessions: list[DuetSession]) -> tuple[ComparedLaunch, ...]:
+def compared_launches(sessions: Sequence[DuetSession]) -> tuple[ComparedLaunch, ...]:
     """Return the launches of one or two sessions in order."""
     return tuple(
         ComparedLaunch(
@@ -84,9 +121,28 @@ def save(folder: Path, comparison: StoredComparison) -> Path:
     return path
 
 
+def load(path: Path) -> StoredComparison:
+    """Return the comparison in a file, of older versions too; raises BaselineError."""
+    return storage.read(
+        StoredComparison,
+        path,
+        schema_version=SCHEMA_VERSION,
+        restore="compare again",
+        upgraded=_upgraded,
+    )
+
+
+def _upgraded(fields: dict[str, Any], version: int) -> dict[str, Any]:
+    if version > 1:
+        return fields
+    of_benchmark = ("model", "launches", "verdict", "answers")
+    alone = {name: fields.pop(name) for name in of_benchmark if name in fields}
+    return {**fields, "benchmarks": [alone]}
+
+
 def newest(folder: Path, machine: str, most: int) -> list[StoredComparison]:
     """Return the newest comparisons of a class of machine, newest first.
 
     A file that cannot be read is left out.
     """
-    return storage.newest(StoredComparison, folder, machine, most, schema_version=SCHEMA_VERSION)
+    return storage.newest(load, folder, machine, most)

@@ -28,8 +28,7 @@ CONFIRMING_SHARE = 0.5
 P99_MIN_REQUESTS = 3000
 
 HINTS = {
-    Outcome.REGRESSED: "find the cause in what differs between the two; each launch's ratio is "
-    "above",
+    Outcome.REGRESSED: "find the cause in what differs between the two",
     Outcome.INVALID: "mend that and compare again; these figures count for nothing",
     Outcome.INCONCLUSIVE: "compare again on a quieter machine, or with more --launches",
 }

@@ -11,34 +11,34 @@ from pathlib import Path
 
 from hpsbench.config import ServerConfig
 from hpsbench.duets.answers import Answers
+from hpsbench.duets.benchmarks import DuetBenchmark
 from hpsbench.duets.decision import BASELINE, CANDIDATE
 from hpsbench.errors import ConfigError
 from hpsbench.load.client import Client, Tensor, connect
-from hpsbench.load.inputs import Requests
 from hpsbench.load.interleaved import Participant
 from hpsbench.servers.cpus import even_shares, on_cpus
-from hpsbench.servers.metadata import InputMetadata, ModelMetadata, read_metadata
 from hpsbench.servers.triton import TritonServer, running_triton
 
 NAMES = (BASELINE, CANDIDATE)
 #: Requests whose answers are compared, of those that are sent in turn.
 COMPARED_REQUESTS = 4
 
-#: Says what to send to whom: (BASELINE or CANDIDATE, its server, batch size) -> requests in turn.
-Ask = Callable[[str, TritonServer, int], Sequence[Mapping[str, Tensor]]]
+#: Says what to send to whom: (BASELINE or CANDIDATE, its server, benchmark) -> requests in turn.
+Ask = Callable[[str, TritonServer, DuetBenchmark], Sequence[Mapping[str, Tensor]]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Contender:
-    """One side of a duet: a model in a repository, or on a Triton that runs at `config.triton`."""
+    """One side of a duet: a model repository, or a Triton that runs at `config.triton`.
 
-    model: str
+    `models` are all to load: those that are asked, and the steps of ensembles among them.
+    """
+
+    models: tuple[str, ...]
     repository: Path
     config: ServerConfig
     log: Path
     complete_config: bool = False
-    #: What to load, where that is more than the model itself.
-    models: tuple[str, ...] = ()
     #: The interpreter of another environment, for Python models.
     python: Path | None = None
 
@@ -48,28 +48,29 @@ class Contender:
         return "://" in self.config.triton
 
 
-def contender(source: str, *, model: str, config: ServerConfig, log: Path) -> Contender:
+def contender(source: str, *, models: Sequence[str], config: ServerConfig, log: Path) -> Contender:
     """Return what `source` is: the folder of a Triton model repository, or `http://HOST:PORT`.
 
-    Raises ConfigError where it is neither, or the folder does not hold `model`.
+    Raises ConfigError where it is neither, or the folder does not hold one of `models`.
     """
     if "://" in source:
         running = replace(config, triton=source)
-        return Contender(model=model, repository=Path(), config=running, log=log)
+        return Contender(models=tuple(models), repository=Path(), config=running, log=log)
     repository = Path(source).resolve()
     if not repository.is_dir():
         raise ConfigError(
             f"{source} is no folder, no URL and no git revision of hpsbench",
             hint="give the folder of a Triton model repository, or http://HOST:PORT",
         )
-    if not (repository / model).is_dir():
-        models = sorted(p.name for p in repository.iterdir() if (p / "config.pbtxt").is_file())
+    missing = [model for model in models if not (repository / model).is_dir()]
+    if missing:
+        held = sorted(p.name for p in repository.iterdir() if (p / "config.pbtxt").is_file())
         raise ConfigError(
-            f"the model repository {source} has no model {model!r}",
-            hint=f"its models: {', '.join(models) or 'none; is it the folder above the models?'}",
+            f"the model repository {source} has no model {missing[0]!r}",
+            hint=f"its models: {', '.join(held) or 'none; is it the folder above the models?'}",
         )
     return Contender(
-        model=model,
+        models=tuple(models),
         repository=repository,
         config=config,
         log=log,
@@ -93,54 +94,53 @@ def _configurations_are_complete(repository: Path) -> bool:
 
 @dataclass(frozen=True)
 class ServedPair:
-    """Both servers of one launch, ready; a `Launch` of a session."""
+    """Both servers of one launch, ready, with the models of every benchmark."""
 
     servers: Mapping[str, TritonServer]
-    models: Mapping[str, str]
     ask: Ask
     request_timeout_s: float
     protocol: str = "http"
 
-    def participants(self, batch_size: int, keys: str = "") -> list[Participant]:
-        """Return both sides, each with an open client; raises ConfigError, RequestError.
-
-        What is sent, `ask` says: a pair knows no key streams.
-        """
+    def participants(self, benchmark: DuetBenchmark) -> list[Participant]:
+        """Return both sides, each with an open client; raises ConfigError, RequestError."""
         served: list[Participant] = []
         try:
             for name in NAMES:
-                served.append(self._participant(name, batch_size))
+                served.append(self._participant(name, benchmark))
         except BaseException:
             for participant in served:
                 participant.close()
             raise
         return served
 
-    def _participant(self, name: str, batch_size: int) -> Participant:
+    def _participant(self, name: str, benchmark: DuetBenchmark) -> Participant:
         server = self.servers[name]
-        endpoint = server.endpoint(self.models[name])
-        client = self._client(name, self.ask(name, server, batch_size))
+        requests = self.ask(name, server, benchmark)
+        tracing = server.tracing()
+        client = self._client(name, benchmark, requests)
         return Participant(
             name=name,
             send=client.send,
-            endpoint=endpoint,
+            endpoint=server.endpoint(benchmark.model),
             statistics=server.statistics,
-            tracing=server.tracing(),
+            tracing=tracing,
             close=client.close,
         )
 
-    def answers(self, batch_size: int) -> dict[str, Answers]:
+    def answers(self, benchmark: DuetBenchmark) -> dict[str, Answers]:
         """Return what both sides answer to the first few requests; raises as `participants`."""
         found: dict[str, Answers] = {}
         for name in NAMES:
-            requests = self.ask(name, self.servers[name], batch_size)[:COMPARED_REQUESTS]
-            with self._client(name, requests) as client:
+            requests = self.ask(name, self.servers[name], benchmark)[:COMPARED_REQUESTS]
+            with self._client(name, benchmark, requests) as client:
                 found[name] = [client.infer() for _ in requests]
         return found
 
-    def _client(self, name: str, requests: Sequence[Mapping[str, Tensor]]) -> Client:
+    def _client(
+        self, name: str, benchmark: DuetBenchmark, requests: Sequence[Mapping[str, Tensor]]
+    ) -> Client:
         return connect(
-            self.servers[name].endpoint(self.models[name]),
+            self.servers[name].endpoint(benchmark.model),
             requests,
             protocol=self.protocol,
             timeout_s=self.request_timeout_s,
@@ -171,7 +171,7 @@ def fresh_pair(
                 server = stack.enter_context(
                     running_triton(
                         side.repository,
-                        side.models or (side.model,),
+                        side.models,
                         side.config,
                         log=side.log,
                         complete_config=side.complete_config,
@@ -183,45 +183,7 @@ def fresh_pair(
             servers[name] = server
         yield ServedPair(
             servers,
-            {name: side.model for name, side in contenders.items()},
             ask,
             contenders[BASELINE].config.request_timeout_s,
             protocol,
         )
-
-
-def same_requests(requests: Requests, model: str) -> Ask:
-    """Return an `Ask` that sends both sides the same requests, made for the model's inputs.
-
-    It raises ConfigError where the two models take different inputs, or `requests` do not fit.
-    """
-    taken: dict[str, ModelMetadata] = {}
-
-    def ask(name: str, server: TritonServer, batch_size: int) -> Sequence[Mapping[str, Tensor]]:
-        taken[name] = read_metadata(server.http, model)
-        if name == CANDIDATE:
-            _require_same_inputs(taken[BASELINE], taken[CANDIDATE])
-        return requests.of(taken[BASELINE], batch_size)
-
-    return ask
-
-
-def _require_same_inputs(baseline: ModelMetadata, candidate: ModelMetadata) -> None:
-    ours, theirs = ({i.name: i for i in m.inputs} for m in (baseline, candidate))
-    batching = [f"max_batch_size {m.max_batch_size}" for m in (baseline, candidate)]
-    differing = [
-        f"{name}: {_described(ours.get(name))} -> {_described(theirs.get(name))}"
-        for name in sorted(ours.keys() | theirs.keys())
-        if _described(ours.get(name)) != _described(theirs.get(name))
-    ]
-    if bool(baseline.max_batch_size) != bool(candidate.max_batch_size):
-        differing.append(" -> ".join(batching))
-    if differing:
-        raise ConfigError(
-            f"baseline and candidate take different inputs: {'; '.join(differing)}",
-            hint="compare models that answer the same requests",
-        )
-
-
-def _described(taken: InputMetadata | None) -> str:
-    return "none" if taken is None else f"{taken.datatype} {list(taken.shape)}"

@@ -1,12 +1,19 @@
-"""Measure a duet: fresh pairs of servers, each asked in turn, and again where a change shows."""
+"""Measure duets: fresh pairs of servers, on each of which every benchmark is asked in turn.
+
+All benchmarks share the launches, in an order of chance, and each is decided by itself. Those that
+show a change are asked again on a second session's fresh pairs.
+"""
 
 from __future__ import annotations
 
+import random
 import time
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
+from typing import Generic, Protocol, TypeVar
 
+from hpsbench.duets.benchmarks import DuetBenchmark
 from hpsbench.duets.decision import (
     BASELINE,
     CANDIDATE,
@@ -15,15 +22,12 @@ from hpsbench.duets.decision import (
     DuetSession,
     needs_confirmation,
 )
-from hpsbench.errors import ServerDied
-from hpsbench.load.interleaved import Interleaved, ParticipantRun
-from hpsbench.measurements import measure
-from hpsbench.session import Launch, run_batch_size
+from hpsbench.errors import RequestError, ServerDied, ServerError
+from hpsbench.load.interleaved import Interleaved, Participant, ParticipantRun, look_for_death
+from hpsbench.measurements import observe
+from hpsbench.session import run_participants
 from hpsbench.stages import profile
 from hpsbench.telemetry import Watch, unwatched
-
-#: A fresh pair of servers, of the launch with this number (from 1), as long as the context lasts.
-Pair = Callable[[int], AbstractContextManager[Launch]]
 
 #: Traced pairs of requests in each launch of a confirming session.
 TRACED = 50
@@ -32,116 +36,234 @@ TRACED = 50
 _NO_TIME_S = 1e-9
 
 
+class PairLaunch(Protocol):
+    """A fresh pair of servers with every benchmark's model, as long as its context lasts."""
+
+    def participants(self, benchmark: DuetBenchmark) -> Sequence[Participant]:
+        """Return BASELINE and CANDIDATE, to be asked for this; the session closes them."""
+
+    def check_alive(self) -> None:
+        """Raise ServerDied unless both servers still run."""
+
+
+P = TypeVar("P", bound=PairLaunch)
+
+#: The fresh pair of servers of the launch with this number (from 1).
+Pair = Callable[[int], AbstractContextManager[P]]
+
+
 @dataclass(frozen=True, kw_only=True)
 class LaunchDone:
-    """A launch that was measured; `measure_s` is the seconds that asking took, starting not."""
+    """A launch of a session, and what was measured of each benchmark on it.
+
+    `measure_s` is the seconds that asking each took, without the start of the servers.
+    """
 
     session: int
     launch: int
-    measured: DuetLaunch
-    measure_s: float
+    measured: Mapping[DuetBenchmark, DuetLaunch]
+    measure_s: Mapping[DuetBenchmark, float]
 
 
-def run_duet(
-    pair: Pair,
+@dataclass(frozen=True, kw_only=True)
+class SessionDone:
+    """A session of each benchmark that was asked, and those that need another to confirm."""
+
+    session: int
+    measured: Mapping[DuetBenchmark, DuetSession]
+    confirm: tuple[DuetBenchmark, ...]
+
+
+def run_duets(
+    pair: Pair[P],
+    benchmarks: Sequence[DuetBenchmark],
     policy: DuetPolicy,
     *,
-    batch_size: int = 1,
     seed: int = 0,
+    examine: Callable[[P, DuetBenchmark], str | None] | None = None,
     on_launch: Callable[[LaunchDone], None] = lambda _: None,
-    on_confirm: Callable[[DuetSession], None] = lambda _: None,
+    on_session: Callable[[SessionDone], None] = lambda _: None,
     watch: Watch = unwatched,
     clock_ns: Callable[[], int] = time.perf_counter_ns,
     sleep: Callable[[float], None] = time.sleep,
-) -> list[DuetSession]:
-    """Return the session measured on `policy.launches` fresh pairs, and the confirming one if any.
+) -> dict[DuetBenchmark, list[DuetSession]]:
+    """Return each benchmark's session on `policy.launches` fresh pairs, and its confirming one.
 
-    Each pair must offer participants named BASELINE and CANDIDATE. A failed request, a server that
-    died, or a machine that `watch` finds unfit ends the session, which is then `invalid`. Raises
-    whatever else starting one raises.
+    `examine` is asked about each on the first pair, before anything is measured; what it returns
+    keeps a benchmark from being measured. That, a failed request, and a machine that `watch` finds
+    unfit end one benchmark, whose session is then `invalid`, and the others go on. So does the one
+    that was asked when a server died: the rest of that launch gets another pair. A server that dies
+    before it is asked ends them all. Raises whatever else starting one raises.
     """
-    sessions = []
+    found: dict[DuetBenchmark, list[DuetSession]] = {b: [] for b in benchmarks}
+    asked: Sequence[DuetBenchmark] = benchmarks
     for number in (1, 2):
-        session = _run_session(
-            pair, policy, number, batch_size, seed + number, on_launch, watch, clock_ns, sleep
-        )
-        sessions.append(session)
-        if number == 2 or not needs_confirmation(session, policy):
-            break
-        on_confirm(session)
-    return sessions
-
-
-def _run_session(
-    pair: Pair,
-    policy: DuetPolicy,
-    session: int,
-    batch_size: int,
-    seed: int,
-    on_launch: Callable[[LaunchDone], None],
-    watch: Watch,
-    clock_ns: Callable[[], int],
-    sleep: Callable[[float], None],
-) -> DuetSession:
-    runs: list[Mapping[str, ParticipantRun]] = []
-    launches: list[DuetLaunch] = []
-    for number in range(1, policy.launches + 1):
-        loop = Interleaved(
-            rounds=1,
-            warmup_requests=policy.warm_up,
-            min_requests=policy.pairs,
-            max_requests=policy.pairs,
-            measure_s=_NO_TIME_S,
+        session = _Session(
+            pair=pair,
+            policy=policy,
+            number=number,
             # Sessions have seeds that are neighbours.
-            seed=seed * 1000 + number,
+            seed=1000 * (seed + number),
+            examine=examine if number == 1 else None,
+            watch=watch,
             clock_ns=clock_ns,
             sleep=sleep,
         )
-        try:
-            with pair((session - 1) * policy.launches + number) as launched, watch() as watched:
-                begun_ns = clock_ns()
-                # Where the time goes is asked only once there is a change to explain.
-                traced = replace(loop, min_requests=TRACED, max_requests=TRACED)
-                runs.append(
-                    run_batch_size(
-                        loop,
-                        launched,
-                        (BASELINE, CANDIDATE),
-                        batch_size,
-                        traced=traced if session > 1 else None,
-                    )
-                )
-                took_s = (clock_ns() - begun_ns) / 1e9
-        except ServerDied as dead:
-            return _invalid(session, launches, f"launch {number}: {dead.problem}")
-        problem = _problem(runs, policy, batch_size)
-        if watched.telemetry is not None and watched.telemetry.problem is not None:
-            problem = problem or f"launch {number}: {watched.telemetry.problem}"
-        if problem is not None:
-            return _invalid(session, launches, problem)
-        launches.append(_launch(runs[-1]))
-        on_launch(
-            LaunchDone(session=session, launch=number, measured=launches[-1], measure_s=took_s)
+        measured = session.run(asked, on_launch)
+        for benchmark, of_session in measured.items():
+            found[benchmark].append(of_session)
+        asked = tuple(
+            b for b, s in measured.items() if number == 1 and needs_confirmation(s, policy)
         )
-    return DuetSession(launches=tuple(launches))
+        on_session(SessionDone(session=number, measured=measured, confirm=tuple(asked)))
+        if not asked:
+            break
+    return found
 
 
-def _invalid(session: int, launches: list[DuetLaunch], problem: str) -> DuetSession:
-    where = "" if session == 1 else "confirming session, "
-    return DuetSession(launches=tuple(launches), invalid=where + problem)
+class _Session(Generic[P]):
+    """One session while it is measured."""
+
+    def __init__(
+        self,
+        *,
+        pair: Pair[P],
+        policy: DuetPolicy,
+        number: int,
+        seed: int,
+        examine: Callable[[P, DuetBenchmark], str | None] | None,
+        watch: Watch,
+        clock_ns: Callable[[], int],
+        sleep: Callable[[float], None],
+    ) -> None:
+        self._pair, self._policy, self._number, self._seed = pair, policy, number, seed
+        self._examine, self._watch = examine, watch
+        self._clock_ns, self._sleep = clock_ns, sleep
+        self._launches: dict[DuetBenchmark, list[DuetLaunch]] = {}
+        self._invalid: dict[DuetBenchmark, str] = {}
+        self._unexamined: list[DuetBenchmark] = []
+
+    def run(
+        self, benchmarks: Sequence[DuetBenchmark], on_launch: Callable[[LaunchDone], None]
+    ) -> dict[DuetBenchmark, DuetSession]:
+        """Return the session of each benchmark."""
+        self._launches = {b: [] for b in benchmarks}
+        self._unexamined = list(benchmarks)
+        for launch in range(1, self._policy.launches + 1):
+            done = self._run_launch(launch, [b for b in benchmarks if b not in self._invalid])
+            if done.measured:
+                on_launch(done)
+        return {
+            b: DuetSession(launches=tuple(launches), invalid=self._invalid.get(b))
+            for b, launches in self._launches.items()
+        }
+
+    def _run_launch(self, launch: int, benchmarks: Sequence[DuetBenchmark]) -> LaunchDone:
+        chance = random.Random(self._seed + launch)
+        waiting = chance.sample(benchmarks, len(benchmarks))
+        took_s: dict[DuetBenchmark, float] = {}
+        while waiting:
+            number = (self._number - 1) * self._policy.launches + launch
+            try:
+                with self._pair(number) as launched:
+                    self._examine_all(launched, waiting)
+                    while waiting:
+                        benchmark = waiting.pop(0)
+                        with self._ending(benchmark, launch, launched):
+                            took_s[benchmark] = self._ask(launched, benchmark, launch, chance)
+            except _AnotherPair:
+                continue
+            except ServerDied as dead:
+                # Nobody was asked yet, so no other pair would do better.
+                for benchmark in waiting:
+                    self._end(benchmark, f"launch {launch}: {dead.problem}")
+                break
+        measured = {b: self._launches[b][-1] for b in took_s if b not in self._invalid}
+        return LaunchDone(
+            session=self._number,
+            launch=launch,
+            measured=measured,
+            measure_s={b: took_s[b] for b in measured},
+        )
+
+    def _examine_all(self, launched: P, waiting: list[DuetBenchmark]) -> None:
+        """Take whatever does not pass out of those that wait."""
+        while self._examine is not None and self._unexamined:
+            benchmark = self._unexamined.pop(0)
+            problem: str | None = ""
+            try:
+                with self._ending(benchmark, 1, launched):
+                    problem = self._examine(launched, benchmark)
+            finally:
+                if problem is not None:
+                    waiting.remove(benchmark)
+            if problem:
+                self._end(benchmark, problem)
+
+    def _ask(
+        self, launched: P, benchmark: DuetBenchmark, launch: int, chance: random.Random
+    ) -> float:
+        pairs = self._policy.pairs
+        loop = Interleaved(
+            rounds=1,
+            warmup_requests=self._policy.warm_up,
+            min_requests=pairs,
+            max_requests=pairs,
+            measure_s=_NO_TIME_S,
+            seed=chance.randrange(2**32),
+            clock_ns=self._clock_ns,
+            sleep=self._sleep,
+        )
+        # Where the time goes is asked only once there is a change to explain.
+        traced = replace(loop, min_requests=TRACED, max_requests=TRACED)
+        with self._watch() as watched:
+            begun_ns = self._clock_ns()
+            asked = launched.participants(benchmark)
+            try:
+                run = run_participants(
+                    loop, asked, launched.check_alive, traced=traced if self._number > 1 else None
+                )
+            finally:
+                for participant in asked:
+                    participant.close()
+            took_s = (self._clock_ns() - begun_ns) / 1e9
+        problem = observe(
+            launch,
+            run,
+            variant=CANDIDATE,
+            reference=BASELINE,
+            min_requests=pairs,
+            telemetry=watched.telemetry,
+        ).problem
+        if problem is not None:
+            self._end(benchmark, problem)
+        else:
+            self._launches[benchmark].append(_launch(run))
+        return took_s
+
+    @contextmanager
+    def _ending(self, benchmark: DuetBenchmark, launch: int, launched: P) -> Iterator[None]:
+        """Let what breaks meanwhile end this benchmark alone; raise _AnotherPair once one died."""
+        try:
+            try:
+                yield
+            except (ServerError, RequestError) as error:
+                if not isinstance(error, ServerDied):
+                    look_for_death(launched.check_alive, self._sleep)
+                if not isinstance(error, RequestError):
+                    raise
+                self._end(benchmark, f"launch {launch}: {error.problem}")
+        except ServerDied as dead:
+            self._end(benchmark, f"launch {launch}: {dead.problem}")
+            raise _AnotherPair from dead
+
+    def _end(self, benchmark: DuetBenchmark, problem: str) -> None:
+        where = "" if self._number == 1 else "confirming session, "
+        self._invalid[benchmark] = where + problem
 
 
-def _problem(
-    runs: list[Mapping[str, ParticipantRun]], policy: DuetPolicy, batch_size: int
-) -> str | None:
-    return measure(
-        runs,
-        benchmark=CANDIDATE,
-        variant=CANDIDATE,
-        batch_size=batch_size,
-        reference=BASELINE,
-        min_requests=policy.pairs,
-    ).invalid
+class _AnotherPair(Exception):
+    """A server died while a benchmark was asked; the others need a fresh pair."""
 
 
 def _launch(run: Mapping[str, ParticipantRun]) -> DuetLaunch:

@@ -13,8 +13,9 @@ import numpy as np
 
 from hpsbench import stats
 from hpsbench.config import ServerConfig
+from hpsbench.duets.benchmarks import DuetBenchmark
 from hpsbench.duets.decision import BASELINE, CANDIDATE
-from hpsbench.duets.pairs import NAMES, Contender, fresh_pair
+from hpsbench.duets.pairs import NAMES, Contender, ServedPair, fresh_pair
 from hpsbench.duets.session import Pair
 from hpsbench.errors import ConfigError
 from hpsbench.load.client import Tensor, connect
@@ -24,16 +25,16 @@ from hpsbench.servers.triton import TritonServer, running_triton
 #: What a request shall take, of which the model works most.
 REQUEST_NS = 2_000_000
 MODEL = "hpsbench_selftest"
+BENCHMARK = DuetBenchmark(name=MODEL, model=MODEL)
 
 _CALIBRATING_STEPS = (100, 300)
 _CALIBRATING_REQUESTS = 150
-_CONFIG = f"""\
-name: "{MODEL}"
+_CONFIG = """\
 backend: "python"
 max_batch_size: 0
-input [{{ name: "steps" data_type: TYPE_INT32 dims: [ 1 ] }}]
-output [{{ name: "sum" data_type: TYPE_FP32 dims: [ 1 ] }}]
-instance_group [{{ kind: KIND_CPU count: 1 }}]
+input [{ name: "steps" data_type: TYPE_INT32 dims: [ 1 ] }]
+output [{ name: "sum" data_type: TYPE_FP32 dims: [ 1 ] }]
+instance_group [{ kind: KIND_CPU count: 1 }]
 """
 _MODEL_PY = """\
 import numpy as np
@@ -91,9 +92,9 @@ def calibration(latency_ns: Mapping[int, int], request_ns: int = REQUEST_NS) -> 
     )
 
 
-def write_model(repository: Path) -> None:
+def write_model(repository: Path, name: str = MODEL) -> None:
     """Write the model that works for as many steps as a request says."""
-    folder = repository / MODEL
+    folder = repository / name
     (folder / "1").mkdir(parents=True, exist_ok=True)
     (folder / "config.pbtxt").write_text(_CONFIG)
     (folder / "1" / "model.py").write_text(_MODEL_PY)
@@ -138,15 +139,17 @@ def slowed_pair(
     found: Calibration,
     share: float,
     logs: Mapping[str, Path],
-) -> Pair:
+) -> Pair[ServedPair]:
     """Return pairs of fresh servers whose candidate is slower by this share of a request."""
     steps = {BASELINE: found.steps, CANDIDATE: found.slowed(share)}
     contenders = {
-        name: Contender(model=MODEL, repository=repository, config=config, log=logs[name])
+        name: Contender(models=(MODEL,), repository=repository, config=config, log=logs[name])
         for name in NAMES
     }
 
-    def ask(name: str, server: TritonServer, batch_size: int) -> Sequence[Mapping[str, Tensor]]:
+    def ask(
+        name: str, server: TritonServer, benchmark: DuetBenchmark
+    ) -> Sequence[Mapping[str, Tensor]]:
         return [_request(steps[name])]
 
     return lambda number: fresh_pair(contenders, ask, number)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from hpsbench.duets.comparisons import ComparedLaunch, StoredComparison
+from hpsbench.duets.comparisons import ComparedBenchmark, ComparedLaunch, StoredComparison
 from hpsbench.duets.resolution import Rate, SelfTest
 from hpsbench.report import notation
-from hpsbench.report.elements import Element, element
+from hpsbench.report.elements import Content, Element, element
 from hpsbench.report.panels import (
     ROW,
+    WIDTH,
     bar,
     change_span,
     line,
@@ -18,10 +19,15 @@ from hpsbench.report.panels import (
     percent_ticks,
     row_name,
     rows_frame,
+    text_width,
     x_axis,
 )
 from hpsbench.report.resolution import share_name
 from hpsbench.report.tables import plain_table
+from hpsbench.verdict import Outcome
+
+#: The least and most room for the names of rows.
+_NAMES = (138.0, 230.0)
 
 LEAD = (
     "Duets of `hpsbench compare` on this class of machine, newest first: the candidate's p10 "
@@ -31,7 +37,7 @@ LEAD = (
 
 
 def comparison_panels(comparisons: Sequence[StoredComparison]) -> list[Element]:
-    """Return a panel per duet, with its verdict in words below the chart."""
+    """Return a panel per comparison, with its verdicts in words below the chart."""
     return [_panel(compared) for compared in comparisons]
 
 
@@ -54,59 +60,88 @@ def selftest_table(selftests: Sequence[SelfTest]) -> Element:
 
 
 def _panel(compared: StoredComparison) -> Element:
-    sessions = sorted({launch.session for launch in compared.launches})
-    limit = compared.policy.limit_p10
-    outcome = compared.verdict.outcome.value
-    caption = element(
-        "figcaption",
-        element("span", outcome, class_=f"badge {outcome.lower()}"),
-        f" {compared.model}",
-    )
-    drawn = None
-    if sessions:
-        changes = [r - 1 for ln in compared.launches for r in (ln.ratio_p10, ln.ratio_p50)]
-        widest = change_span(abs(change) for change in (*changes, limit))
-        frame, marks = rows_frame(len(sessions))
-        x = linear_scale(-widest, widest, frame.left, frame.right)
-        marks += x_axis(frame, x, percent_ticks(widest), "change of the candidate, a dot a launch")
-        for number, session in enumerate(sessions):
-            middle = frame.top + (number + 0.5) * ROW
-            reach = min(limit, widest)
-            tip = f"limit {notation.limit(limit)}"
-            marks.append(bar(x(-reach), middle - 12, x(reach), middle + 12, class_="band", tip=tip))
-            marks.append(row_name("confirming" if session > 1 else "session", middle, session - 1))
-            marks.append(line(x(0), middle - 12, x(0), middle + 12, class_="zero"))
-            of_session = [ln for ln in compared.launches if ln.session == session]
-            for launch, ratios in enumerate(of_session, start=1):
-                marks += [
-                    marker(
-                        session - 1,
-                        x(max(-widest, min(widest, change))),
-                        at,
-                        3.6,
-                        class_=f"{kind} v1",
-                        tip=f"launch {launch}, {name} {notation.change(change)}",
-                    )
-                    for kind, name, change, at in _marks(ratios, middle)
-                ]
-        drawn = element(
-            "svg",
-            element("title", f"changes of the launches of {compared.model}"),
-            marks,
-            view_box=f"0 0 420 {frame.bottom + 42:g}",
-            role="img",
-        )
-    _, _, said = compared.verdict.text.partition(": ")
+    alone = len(compared.benchmarks) == 1
+    title = compared.title if alone else notation.headline(compared.verdicts)
+    told = [b for b in compared.benchmarks if alone or b.verdict.outcome is not Outcome.PASS]
     return element(
         "figure",
-        caption,
-        drawn,
+        element("figcaption", _badge(compared.benchmarks[0]), f" {title}"),
+        _chart(compared, alone=alone),
         element("p", f"{compared.baseline} \N{RIGHTWARDS ARROW} {compared.candidate}, "
                      f"{compared.recorded_at[:16].replace('T', ' ')}", class_="said"),
-        element("p", said, class_="said"),
-        None if compared.answers is None else element("p", compared.answers, class_="said"),
+        [said for benchmark in told for said in _said(benchmark, alone=alone)],
         class_="panel",
     )  # fmt: skip
+
+
+def _badge(compared: ComparedBenchmark) -> Element:
+    outcome = compared.verdict.outcome.value
+    return element("span", outcome, class_=f"badge {outcome.lower()}")
+
+
+def _said(compared: ComparedBenchmark, *, alone: bool) -> list[Element]:
+    _, _, text = compared.verdict.text.partition(": ")
+    first: list[Content] = [text] if alone else [_badge(compared), f" {compared.name}: {text}"]
+    lines = [element("p", *first, class_="said")]
+    if compared.answers is not None and alone:
+        lines.append(element("p", compared.answers, class_="said"))
+    return lines
+
+
+def _chart(compared: StoredComparison, *, alone: bool) -> Element | None:
+    """Return a row for each session of each benchmark, with its launches; None without any."""
+    rows = [
+        (
+            "confirming" if session > 1 else "session" if alone else benchmark.name,
+            session,
+            [launch for launch in benchmark.launches if launch.session == session],
+        )
+        for benchmark in compared.benchmarks
+        for session in sorted({launch.session for launch in benchmark.launches})
+    ]
+    if not rows:
+        return None
+    limit = compared.policy.limit_p10
+    ratios = [r for _, _, of in rows for ln in of for r in (ln.ratio_p10, ln.ratio_p50)]
+    widest = change_span(abs(change) for change in (*(r - 1 for r in ratios), limit))
+    longest = max(text_width(name) for name, _, _ in rows)
+    frame, marks = rows_frame(len(rows), left=max(_NAMES[0], min(_NAMES[1], 28 + longest)))
+    x = linear_scale(-widest, widest, frame.left, frame.right)
+    marks += x_axis(frame, x, percent_ticks(widest), "change of the candidate, a dot a launch")
+    for number, (name, session, launches) in enumerate(rows):
+        middle = frame.top + (number + 0.5) * ROW
+        reach = min(limit, widest)
+        tip = f"limit {notation.limit(limit)}"
+        marks.append(bar(x(-reach), middle - 12, x(reach), middle + 12, class_="band", tip=tip))
+        marks.append(row_name(_shortened(name, frame.left - 24), middle, session - 1))
+        marks.append(line(x(0), middle - 12, x(0), middle + 12, class_="zero"))
+        for launch, of_launch in enumerate(launches, start=1):
+            marks += [
+                marker(
+                    session - 1,
+                    x(max(-widest, min(widest, change))),
+                    at,
+                    3.6,
+                    class_=f"{kind} v1",
+                    tip=f"launch {launch}, {q} {notation.change(change)}",
+                )
+                for kind, q, change, at in _marks(of_launch, middle)
+            ]
+    return element(
+        "svg",
+        element("title", f"changes of the launches of {compared.title}"),
+        marks,
+        view_box=f"0 0 {WIDTH:g} {frame.bottom + 42:g}",
+        role="img",
+    )
+
+
+def _shortened(name: str, width: float) -> str:
+    if text_width(name) <= width:
+        return name
+    while text_width(name) + text_width("\N{HORIZONTAL ELLIPSIS}") > width:
+        name = name[:-1]
+    return name + "\N{HORIZONTAL ELLIPSIS}"
 
 
 def _marks(launch: ComparedLaunch, middle: float) -> tuple[tuple[str, str, float, float], ...]:

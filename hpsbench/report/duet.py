@@ -1,45 +1,89 @@
-"""A duet as text: a line per launch as it is measured, a line per session, and the verdict."""
+"""One duet as text: a line per launch as it is measured, a line per session, and the verdict."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 
 from hpsbench import stats
-from hpsbench.duets.decision import DuetPolicy, DuetSession
+from hpsbench.duets.benchmarks import DuetBenchmark
+from hpsbench.duets.decision import DuetPolicy, DuetSession, pooled
+from hpsbench.duets.session import LaunchDone, SessionDone
 from hpsbench.verdict import Verdict
 
 _PERCENTILES = (10, 50, 99)
-HEADER = "session  launch  baseline p10, ms  candidate p10, ms      p10      p50      p99"
+#: The columns of `figures`.
+FIGURES = "  baseline p10, ms  candidate p10, ms      p10      p50      p99"
+HEADER = f"session  launch{FIGURES}"
 CONFIRMING = "a change shows: a second session, of fresh servers, has to confirm it by itself"
 
 
-def introduction(policy: DuetPolicy, *, model: str, baseline: str, candidate: str) -> list[str]:
-    """Return what is compared, and how."""
+class OneDuet:
+    """The lines of a comparison of one benchmark, every launch on its own."""
+
+    def __init__(self, benchmark: DuetBenchmark) -> None:
+        self._benchmark = benchmark
+        self._sessions: list[DuetSession] = []
+        self._headed = False
+
+    def introduction(self, policy: DuetPolicy, *, baseline: str, candidate: str) -> list[str]:
+        """Return what is compared, and how."""
+        return [
+            f"model      {self._benchmark.model}",
+            f"baseline   {baseline}",
+            f"candidate  {candidate}",
+            how(policy),
+        ]
+
+    def answers(self, benchmark: DuetBenchmark, text: str, *, same: bool) -> list[str]:
+        """Return what was found of both sides' answers."""
+        return [text]
+
+    def launch(self, done: LaunchDone) -> list[str]:
+        """Return the line of one launch."""
+        one = DuetSession(launches=(done.measured[self._benchmark],))
+        header = [] if self._headed else [HEADER]
+        self._headed = True
+        return [*header, _line(done.session, done.launch, one)]
+
+    def session(self, done: SessionDone) -> list[str]:
+        """Return the line of a session, and of both together."""
+        self._sessions.append(done.measured[self._benchmark])
+        if self._sessions[-1].invalid is not None:
+            return []
+        lines = [_line(done.session, "all", self._sessions[-1])]
+        if len(self._sessions) > 1:
+            lines.append(_line("both", "all", pooled(self._sessions)))
+        return [*lines, CONFIRMING] if done.confirm else lines
+
+    def verdicts(
+        self, verdicts: Sequence[Verdict], measure_s: Mapping[DuetBenchmark, float]
+    ) -> list[str]:
+        """Return the verdict, and what to do."""
+        (verdict,) = verdicts
+        lines = [f"{verdict.outcome.value} {verdict.text}"]
+        return [*lines, f"hint: {verdict.hint}"] if verdict.hint else lines
+
+
+def how(policy: DuetPolicy, of_each: str = "") -> str:
+    """Return a policy in a line."""
     plural = "" if policy.launches == 1 else "es"
-    return [
-        f"model      {model}",
-        f"baseline   {baseline}",
-        f"candidate  {candidate}",
-        f"{policy.launches} launch{plural} of {policy.pairs} pairs of requests, after "
+    return (
+        f"{policy.launches} launch{plural} of {policy.pairs} pairs of requests{of_each}, after "
         f"{policy.warm_up} to warm up; limits: p10 {policy.limit_p10:.1%}, "
-        f"p50 {policy.limit_p50:.1%}",
-    ]
+        f"p50 {policy.limit_p50:.1%}"
+    )
 
 
-def launch_line(session: int | str, launch: int | str, measured: DuetSession) -> str:
-    """Return the line of one launch, or of several together; changes are the candidate's."""
+def figures(measured: DuetSession) -> str:
+    """Return the cells below `FIGURES`; changes are the candidate's."""
     baseline, candidate = (
         stats.percentile_ns(latencies_ns, 10) / 1e6
         for latencies_ns in (measured.baseline_ns, measured.candidate_ns)
     )
     changes = (f"{math.expm1(measured.shift(q)):+.1%}" for q in _PERCENTILES)
-    return (
-        f"{session:>7}  {launch:>6}  {baseline:>16.3f}  {candidate:>17.3f}"
-        f"{''.join(f'{change:>9}' for change in changes)}"
-    )
+    return f"  {baseline:>16.3f}  {candidate:>17.3f}{''.join(f'{c:>9}' for c in changes)}"
 
 
-def verdict_lines(verdict: Verdict) -> list[str]:
-    """Return the verdict, and what to do."""
-    lines = [f"{verdict.outcome.value} {verdict.text}"]
-    return [*lines, f"hint: {verdict.hint}"] if verdict.hint else lines
+def _line(session: int | str, launch: int | str, measured: DuetSession) -> str:
+    return f"{session:>7}  {launch:>6}{figures(measured)}"

@@ -6,8 +6,10 @@ one is built from a stored run, and has what vanished as well.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from xml.etree import ElementTree
 
+from hpsbench.duets.comparisons import StoredComparison
 from hpsbench.report.contents import Contents
 from hpsbench.verdict import Outcome, Verdict
 
@@ -15,21 +17,31 @@ from hpsbench.verdict import Outcome, Verdict
 def suite_xml(contents: Contents) -> str:
     """Return the XML: REGRESSED is a failure, INVALID an error, and no verdict is skipped."""
     run = contents.run
-    verdicts = run.verdicts
+    title = f"hpsbench {run.preset} on {run.machine.cls}"
+    return _xml(run.verdicts, title, run.recorded_at, f"hpsbench.{run.preset}")
+
+
+def comparison_xml(compared: StoredComparison) -> str:
+    """Return the XML of a comparison, as `suite_xml` does."""
+    title = f"hpsbench compare on {compared.machine}"
+    return _xml(compared.verdicts, title, compared.recorded_at, "hpsbench.compare")
+
+
+def _xml(verdicts: Sequence[Verdict], title: str, recorded_at: str, class_name: str) -> str:
     kinds = [_kind(verdict) for verdict in verdicts]
     root = ElementTree.Element("testsuites")
     suite = ElementTree.SubElement(
         root,
         "testsuite",
-        name=f"hpsbench {run.preset} on {run.machine.cls}",
-        timestamp=run.recorded_at,
+        name=title,
+        timestamp=recorded_at,
         tests=str(len(kinds)),
         failures=str(kinds.count("failure")),
         errors=str(kinds.count("error")),
         skipped=str(kinds.count("skipped")),
     )
     for verdict in verdicts:
-        _add_case(suite, verdict, f"hpsbench.{run.preset}")
+        _add_case(suite, verdict, class_name)
     ElementTree.indent(root)
     return ElementTree.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
 

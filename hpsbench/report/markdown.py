@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from hpsbench import figures
-from hpsbench.duets.comparisons import StoredComparison
+from hpsbench.duets.comparisons import ComparedBenchmark, StoredComparison
 from hpsbench.report import notation
 from hpsbench.report.contents import Contents
 from hpsbench.runs import Run
 from hpsbench.verdict import Outcome, Verdict
 
 _VERDICT_NAMES = ("outcome", "benchmark", "p10 change", "interval", "limit")
+_DUET_NAMES = ("outcome", "benchmark", "p10 change", "limit", "p50 change", "limit")
 _FIGURE_NAMES = ("batch", "variant", "p50, ms", "p10, ms", "infer, ms", "k samples/s")
 
 
@@ -49,10 +50,55 @@ def summary(contents: Contents) -> str:
 
 
 def comparison_summary(compared: StoredComparison) -> str:
-    """Return a duet: its verdict, what to do, and every launch, folded."""
+    """Return a comparison: its verdicts, worst first, what to do, and every launch, folded."""
+    alone = len(compared.benchmarks) == 1
+    headline = notation.headline(compared.verdicts)
+    if alone:
+        headline = f"{compared.verdicts[0].outcome.value} {_escaped(compared.title)}"
+    lines = [
+        f"## hpsbench compare: {headline}",
+        "",
+        f"Baseline `{compared.baseline}`, candidate `{compared.candidate}`, on "
+        f"`{compared.machine}`, {compared.recorded_at}.",
+        "",
+    ]
+    if not alone:
+        lines += [*_table(_DUET_NAMES, map(_duet_row, compared.benchmarks), left=2), ""]
+    told = [b for b in compared.benchmarks if alone or b.verdict.outcome is not Outcome.PASS]
+    for benchmark in told:
+        lines += [_escaped(benchmark.verdict.text), ""]
+    for hint in dict.fromkeys(b.verdict.hint for b in told if b.verdict.hint):
+        lines += [f"What to do: {hint}", ""]
+    found = dict.fromkeys(b.answers for b in compared.benchmarks if b.answers and alone)
+    for answers in found:
+        lines += [_escaped(answers), ""]
+    names = ("session", "launch", "baseline p10, ms", "candidate p10, ms", "p10", "p50")
+    rows = [row for benchmark in compared.benchmarks for row in _launch_rows(benchmark)]
+    if rows and alone:
+        lines += _folded("Launches", _table(names, [row[1:] for row in rows], left=0))
+    elif rows:
+        lines += _folded("Launches", _table(("benchmark", *names), rows, left=1))
+    return "\n".join(lines).rstrip("\n") + "\n"
+
+
+def _duet_row(compared: ComparedBenchmark) -> tuple[str, ...]:
     verdict = compared.verdict
-    rows = [
+    return (
+        f"**{verdict.outcome.value}**"
+        if verdict.outcome is Outcome.REGRESSED
+        else verdict.outcome.value,
+        f"`{compared.name}`",
+        notation.change(verdict.change),
+        notation.limit(verdict.limit),
+        notation.change(verdict.change_p50),
+        notation.limit(verdict.limit_p50),
+    )
+
+
+def _launch_rows(compared: ComparedBenchmark) -> list[tuple[str, ...]]:
+    return [
         (
+            f"`{compared.name}`",
             str(launch.session),
             str(number),
             notation.milliseconds(launch.baseline_p10_ns),
@@ -62,20 +108,6 @@ def comparison_summary(compared: StoredComparison) -> str:
         )
         for number, launch in enumerate(compared.launches, start=1)
     ]
-    names = ("session", "launch", "baseline p10, ms", "candidate p10, ms", "p10", "p50")
-    lines = [
-        f"## hpsbench compare: {verdict.outcome.value} {_escaped(compared.model)}",
-        "",
-        f"Baseline `{compared.baseline}`, candidate `{compared.candidate}`, on "
-        f"`{compared.machine}`, {compared.recorded_at}.",
-        "",
-        _escaped(verdict.text),
-        "",
-        *([f"What to do: {verdict.hint}", ""] if verdict.hint else []),
-        *([_escaped(compared.answers), ""] if compared.answers else []),
-        *(_folded("Launches", _table(names, rows, left=0)) if rows else []),
-    ]
-    return "\n".join(lines).rstrip("\n") + "\n"
 
 
 def _verdict_table(verdicts: Sequence[Verdict]) -> list[str]:

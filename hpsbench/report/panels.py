@@ -182,9 +182,11 @@ def marker(
     return element("polygon", _tip(tip), points=points, class_=class_)
 
 
-def rows_frame(count: int, *, right: float = WIDTH - 14) -> tuple[Frame, list[Element]]:
+def rows_frame(
+    count: int, *, left: float = 138, right: float = WIDTH - 14
+) -> tuple[Frame, list[Element]]:
     """Return the frame of so many named rows, each `ROW` high, and the list of its marks."""
-    frame = Frame(left=138, right=right, top=8, bottom=8 + count * ROW)
+    frame = Frame(left=left, right=right, top=8, bottom=8 + count * ROW)
     return frame, []
 
 

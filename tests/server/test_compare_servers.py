@@ -1,15 +1,19 @@
-"""`hpsbench compare` between real Tritons: equal models, a slower one, and servers that run."""
+"""`hpsbench compare` between real Tritons: equal models, a slower one, several, broken ones."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
 from hpsbench import cli
+from hpsbench.duets import comparisons
+from hpsbench.duets.decision import DuetPolicy
 from hpsbench.servers.probe import PROBE_MODEL
 from hpsbench.servers.triton import TritonServer
+from hpsbench.verdict import Outcome
 
 pytestmark = pytest.mark.server
 
@@ -147,3 +151,105 @@ def test_a_model_that_fails_requests_gets_no_verdict(
     out = capsys.readouterr().out
     assert "\nINVALID worker: launch 1: candidate was given up" in out
     assert "no_such_name" in out
+
+
+#: As many rows are added up as are asked for, so that a larger batch takes longer.
+_BATCHING = """\
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+
+class TritonPythonModel:
+    def initialize(self, arguments):
+        self.rows = np.ones((2000, 64), np.float32)
+
+    def execute(self, requests):
+        return [self.answer(request) for request in requests]
+
+    def answer(self, request):
+        x = pb_utils.get_input_tensor_by_name(request, "x").as_numpy()
+        for _ in range(40 + ({more} if len(x) == {slow_batch} else 0)):
+            self.rows.sum()
+        return pb_utils.InferenceResponse([pb_utils.Tensor("y", {answer})])
+"""
+_BATCHING_CONFIG = """\
+backend: "python"
+max_batch_size: 8
+input [{ name: "x" data_type: TYPE_FP32 dims: [ 4 ] }]
+output [{ name: "y" data_type: TYPE_FP32 dims: [ 4 ] }]
+"""
+
+
+def many(folder: Path, *names: str) -> str:
+    for name in names:
+        (folder / name / "1").mkdir(parents=True)
+        (folder / name / "config.pbtxt").write_text(_BATCHING_CONFIG)
+        write_batching(folder, name)
+    return str(folder)
+
+
+def write_batching(
+    folder: Path, name: str, *, more: int = 0, slow_batch: int = 0, answer: str = "x + 1"
+) -> None:
+    text = _BATCHING.format(more=more, slow_batch=slow_batch, answer=answer)
+    (folder / name / "1" / "model.py").write_text(text)
+
+
+def test_of_several_models_and_batch_sizes_only_the_slowed_one_regresses(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = ("dlrm", "ranker")
+    sides = ("--baseline", many(tmp_path / "old", *names), "--candidate")
+    sides = (*sides, many(tmp_path / "new", *names))
+    write_batching(tmp_path / "new", "ranker", more=40, slow_batch=8)
+    command = ("compare", *sides, "--model", ",".join(names), "--batch-size", "2,8")
+    code = cli.main([*command, "--pairs", "60", "--warm-up", "20", "--junit", "junit.xml"])
+    out = capsys.readouterr().out
+    (file,) = (tmp_path / ".hpsbench" / "comparisons").glob("*.json")
+    compared = comparisons.load(file)
+    regressed = [v.benchmark for v in compared.verdicts if v.outcome is Outcome.REGRESSED]
+    assert regressed == ["ranker-b8"], out
+    assert code == 1
+    assert sorted(v.benchmark for v in compared.verdicts) == [
+        f"{name}-b{size}" for name in names for size in (2, 8)
+    ]
+    assert re.search(r"\nREGRESSED ranker-b8: .*; of \+[\d.]+ ms, infer \+", out)
+    cases = ElementTree.parse(tmp_path / "junit.xml").findall("testsuite/testcase")
+    assert [case.get("name") for case in cases if case.find("failure") is not None] == regressed
+    assert len(cases) == 4
+    # A start of both servers serves all of them: the confirming session included.
+    log = (tmp_path / ".hpsbench" / "compare-candidate.log").read_text("utf-8", "replace")
+    assert log.count("Started HTTPService") == 2 * DuetPolicy().launches
+
+
+def test_what_is_broken_of_several_is_invalid_and_the_rest_is_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = ("dlrm", "failing", "killing", "other")
+    sides = ("--baseline", many(tmp_path / "old", *names), "--candidate")
+    sides = (*sides, many(tmp_path / "new", *names))
+    write_batching(tmp_path / "new", "failing", answer="no_such_name")
+    # Ends the whole of tritonserver, but only once it is measured.
+    write_batching(
+        tmp_path / "new",
+        "killing",
+        answer="x + 1 if self.fine() else __import__('os').kill(__import__('os').getppid(), 9)",
+    )
+    model = tmp_path / "new" / "killing" / "1" / "model.py"
+    model.write_text(
+        model.read_text()
+        + "\n    asked = 0\n\n    def fine(self):\n"
+        + "        self.asked += 1\n        return self.asked < 9\n"
+    )
+    write_batching(tmp_path / "new", "other", answer="x + 1.5")
+    command = ("compare", *sides, "--model", ",".join(names), "--batch-size", "2")
+    assert cli.main([*command, *FEW]) == 10
+    out = capsys.readouterr().out
+    assert "\nINVALID failing-b2: launch 1: candidate was given up" in out
+    assert "no_such_name" in out
+    assert re.search(r"\nINVALID killing-b2: launch 1: triton .*(signal|ended|status)", out), out
+    assert "\nINVALID other-b2: answers differ: by 0.5 at most" in out
+    (file,) = (tmp_path / ".hpsbench" / "comparisons").glob("*.json")
+    launches = {b.name: len(b.launches) for b in comparisons.load(file).benchmarks}
+    assert launches["dlrm-b2"] >= 2
+    assert [launches[f"{name}-b2"] for name in names[1:]] == [0, 0, 0]

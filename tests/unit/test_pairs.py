@@ -13,13 +13,12 @@ import pytest
 
 from hpsbench.config import ServerConfig
 from hpsbench.duets import pairs
+from hpsbench.duets.benchmarks import benchmarks_of
 from hpsbench.duets.decision import BASELINE, CANDIDATE
-from hpsbench.duets.pairs import Contender, contender, fresh_pair, same_requests
+from hpsbench.duets.pairs import Contender, contender, fresh_pair
 from hpsbench.errors import ConfigError, RequestError
-from hpsbench.load.inputs import Requests
 from hpsbench.servers.cpus import even_shares, on_cpus
 from hpsbench.servers.launch import server_arguments
-from hpsbench.servers.metadata import InputMetadata, ModelMetadata
 
 COMPLETE = 'input [{ name: "x" }]\noutput [{ name: "y" }]\n'
 
@@ -31,8 +30,8 @@ def repository(folder: Path, **configurations: str) -> Path:
     return folder
 
 
-def side(source: str, model: str = "dlrm") -> Contender:
-    return contender(source, model=model, config=ServerConfig(), log=Path("log"))
+def side(source: str, *models: str) -> Contender:
+    return contender(source, models=models or ("dlrm",), config=ServerConfig(), log=Path("log"))
 
 
 def test_a_folder_is_served_and_a_url_is_attached_to(tmp_path: Path) -> None:
@@ -60,6 +59,8 @@ def test_a_folder_without_the_model_is_an_error_that_names_those_there(tmp_path:
     with pytest.raises(ConfigError, match="has no model 'dlrm'") as caught:
         side(str(repository(tmp_path, a=COMPLETE, b=COMPLETE)))
     assert caught.value.hint == "its models: a, b"
+    with pytest.raises(ConfigError, match="has no model 'c'"):
+        side(str(tmp_path), "a", "c")
     with pytest.raises(ConfigError, match="is no folder"):
         side(str(tmp_path / "a" / "config.pbtxt"))
 
@@ -133,7 +134,10 @@ class Started:
 def contenders(tmp_path: Path) -> dict[str, Contender]:
     return {
         name: Contender(
-            model="dlrm", repository=tmp_path / name, config=ServerConfig(), log=tmp_path / "log"
+            models=("dlrm",),
+            repository=tmp_path / name,
+            config=ServerConfig(),
+            log=tmp_path / "log",
         )
         for name in (BASELINE, CANDIDATE)
     }
@@ -185,43 +189,9 @@ def test_a_side_that_cannot_be_reached_leaves_no_open_client(
     monkeypatch.setattr(FakeServer, "endpoint", lambda *_: None, raising=False)
     monkeypatch.setattr(FakeServer, "statistics", None, raising=False)
 
-    def ask(name: str, server: Any, batch_size: int) -> list[Any]:
+    def ask(name: str, server: Any, benchmark: Any) -> list[Any]:
         return ["refused"] if name == CANDIDATE else [{}]
 
     with fresh_pair(contenders(tmp_path), ask, 1) as pair, pytest.raises(RequestError):
-        pair.participants(1)
+        pair.participants(*benchmarks_of([("dlrm", 1)]))
     assert FakeClient.opened == 0
-
-
-def metadata(datatype: str = "INT32", max_batch_size: int = 0, **more: Any) -> ModelMetadata:
-    inputs = [InputMetadata(name="ids", datatype=datatype, shape=(-1, 26))]
-    inputs += [InputMetadata(name=name, datatype="FP32", shape=(1,)) for name in more]
-    return ModelMetadata(model="dlrm", max_batch_size=max_batch_size, inputs=tuple(inputs))
-
-
-def asked(monkeypatch: pytest.MonkeyPatch, candidate: ModelMetadata) -> list[Any]:
-    described = {f"{BASELINE}:1": metadata(), f"{CANDIDATE}:1": candidate}
-    monkeypatch.setattr(pairs, "read_metadata", lambda address, model: described[address])
-    ask = same_requests(Requests(), "dlrm")
-    return [ask(name, FakeServer(name), 3)[0] for name in (BASELINE, CANDIDATE)]  # type: ignore[arg-type]
-
-
-def test_both_sides_are_sent_the_same_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    baseline, candidate = asked(monkeypatch, metadata())
-    assert baseline["ids"].shape == (3, 26)
-    assert baseline["ids"].tobytes() == candidate["ids"].tobytes()
-
-
-@pytest.mark.parametrize(
-    ("candidate", "difference"),
-    [
-        (metadata("INT64"), r"ids: INT32 \[-1, 26\] -> INT64 \[-1, 26\]"),
-        (metadata(dense=1), r"dense: none -> FP32 \[1\]"),
-        (metadata(max_batch_size=8), "max_batch_size 0 -> max_batch_size 8"),
-    ],
-)
-def test_sides_that_take_different_inputs_cannot_be_compared(
-    candidate: ModelMetadata, difference: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with pytest.raises(ConfigError, match=difference):
-        asked(monkeypatch, candidate)

@@ -194,9 +194,22 @@ def section(text: str, anchor: str) -> str:
 def test_a_duet_shows_every_launch_on_its_limit_and_what_was_found(text: str) -> None:
     part = section(text, "comparisons")
     drawn = re.findall(r"<title>launch (\d), (p10|p50) ([^<]*)</title>", part)
-    assert len(drawn) == 2 * (8 + 4)
+    # Each by itself, and all in one comparison.
+    assert len(drawn) == 2 * 2 * (8 + 4)
     assert ("1", "p10", "+5.2%") in drawn
-    assert re.findall(r'class="badge (\w+)"', part) == ["regressed", "pass", "invalid"]
+    assert re.findall(r'class="badge (\w+)"', part) == [
+        *("regressed", "pass", "invalid"),
+        # The worst of all, and what did not pass.
+        *("regressed", "regressed", "invalid"),
+    ]
+    assert "</span> 1 of 3 benchmarks regressed</figcaption>" in part
+    together = part.split("1 of 3 benchmarks regressed")[1]
+    assert re.findall(r'class="value">([^<]*)</text>', together) == [
+        "hps_tf",
+        "confirming",
+        "hps_ensemble",
+    ]
+    assert "</span> hps_onnx_fp16: answers differ" in together
     assert "answers differ: by 0.02 at most" in part
     assert "main (revision 4d84dd7b1c02) \N{RIGHTWARDS ARROW} HEAD (revision cbe677d41e9a)" in part
     assert '<td class="number">97 of 100 (91% to 99%)</td>' in part

@@ -19,6 +19,7 @@ from hpsbench.report.contents import Contents
 from hpsbench.runs import Result, Run
 from hpsbench.verdict import Outcome, Verdict, vanished
 from tests.scripted import baseline_of, measurement, run_of, verdict
+from tests.scripted_report import duets
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -72,6 +73,14 @@ def test_a_summary_of_passes_alone_is_folded() -> None:
     whole = Run(**{**vars(run), "results": (result,)})
     text = markdown.summary(Contents(run=whole, baselines={}, publications=(), earlier=()))
     compare("markdown/passed.md", text)
+
+
+def test_a_comparison_shows_every_benchmark_worst_first_and_folds_the_launches() -> None:
+    compare("markdown/comparison.md", markdown.comparison_summary(duets()[-1]))
+
+
+def test_the_xml_of_a_comparison_has_a_case_per_benchmark() -> None:
+    compare("junit/comparison.xml", junit.comparison_xml(duets()[-1]))
 
 
 def test_the_xml_has_a_case_per_benchmark() -> None:

@@ -9,10 +9,17 @@ from pathlib import Path
 import pytest
 
 from hpsbench import revisions
-from hpsbench.commands import compare
+from hpsbench.commands import compared_sides
 from hpsbench.errors import ConfigError
 from hpsbench.load.inputs import read_input_data
-from hpsbench.revisions import build_models, find_commit, prepare, project_folder
+from hpsbench.revisions import (
+    Offer,
+    build_models,
+    find_commit,
+    offered,
+    prepare,
+    project_folder,
+)
 from hpsbench.servers.metadata import InputMetadata, ModelMetadata
 
 TAKES_IDS = ModelMetadata(
@@ -109,16 +116,17 @@ def test_each_revision_builds_with_its_own_code(checkout: Path, tmp_path: Path) 
         built = build_models(
             revision,
             preset="smoke",
-            variant="hps_tf",
-            batch_size=3,
+            places=[("hps_tf", 3), ("hps_tf", 1)],
             overrides=["a.b=1"],
             folder=folder / "models",
         )
         assert built.repository == folder / "models" / word / "smoke-a.b=1"
         assert (built.repository / "hps_tf").is_dir()
         assert built.models == ("lookup", "hps_tf")
-        requests = read_input_data(built.requests, TAKES_IDS, batch_size=1, shapes={})
-        assert [r["ids"].tolist() for r in requests] == [[[1, 1]] * 3, [[2, 2]] * 3]
+        assert list(built.requests) == [("hps_tf", 3), ("hps_tf", 1)]
+        for (_, size), file in built.requests.items():
+            requests = read_input_data(file, TAKES_IDS, batch_size=1, shapes={})
+            assert [r["ids"].tolist() for r in requests] == [[[1, 1]] * size, [[2, 2]] * size]
         # An installed hpsbench, among the shared packages, must not hide the revision's.
         (path,) = revision.python.parents[1].glob("lib/python*/site-packages/*.pth")
         assert path.read_text().splitlines()[0] == str(revision.python.parents[2] / "source")
@@ -149,7 +157,63 @@ def test_the_whole_project_is_taken_from_any_folder_of_its_checkout(
 
 
 def test_compare_reads_the_revisions_of_this_project() -> None:
-    assert (project_folder(compare.CHECKOUT) / "hpsbench" / "commands" / "compare.py").is_file()
+    assert (
+        project_folder(compared_sides.CHECKOUT) / "hpsbench" / "commands" / "compare.py"
+    ).is_file()
+
+
+DEFAULTS = """
+def default_variants(suite):
+    named = lambda name: SimpleNamespace(name=name)
+    return [named("hps_tf"), named("wide")], {"half": "no GPU"}
+"""
+FORECAST = """\
+from types import SimpleNamespace
+
+Memory = SimpleNamespace
+def free_memory():
+    return SimpleNamespace(host=100, gpu=None)
+
+def forecast(suite, places, memory):
+    assert (memory.host, memory.gpu) == (50, None)  # there are two servers
+    fits = [place for place in places if place != ("wide", 64)]
+    return SimpleNamespace(fits=fits, left_out={("wide", 64): "too large"})
+"""
+SIZED = """\
+from types import SimpleNamespace
+
+def load_suite(preset, overrides):
+    return SimpleNamespace(load=SimpleNamespace(batch_sizes=(7, 64)))
+"""
+
+
+def offer(checkout: Path, tmp_path: Path, *batch_sizes: int, new: bool) -> Offer:
+    commit(checkout, "first")
+    package = checkout / "hpsbench"
+    (package / "config.py").write_text(SIZED)
+    variants = VARIANTS.replace('if names != ["hps_tf"]', "if names")
+    (package / "models" / "variants.py").write_text(variants + DEFAULTS * new)
+    if new:
+        (package / "forecast.py").write_text(FORECAST)
+    git(checkout, "add", ".")
+    git(checkout, "commit", "-q", "-m", "offers")
+    revision = prepare(git(checkout, "rev-parse", "HEAD"), checkout, tmp_path / "cache")
+    return offered(revision, preset="smoke", overrides=[], folder=tmp_path, batch_sizes=batch_sizes)
+
+
+def test_a_revision_offers_what_it_measures_here_and_has_memory_for_twice(
+    checkout: Path, tmp_path: Path
+) -> None:
+    told = offer(checkout, tmp_path, new=True)
+    assert told.places == (("hps_tf", 7), ("hps_tf", 64), ("wide", 7))
+    assert told.left_out == {"half": "no GPU", "wide at batch size 64": "too large"}
+
+
+def test_a_revision_from_before_the_forecast_offers_all_and_batch_sizes_may_be_chosen(
+    checkout: Path, tmp_path: Path
+) -> None:
+    told = offer(checkout, tmp_path, 3, new=False)
+    assert told == Offer(places=(("hps_tf", 3),), left_out={})
 
 
 def test_an_environment_is_made_once_and_again_if_it_was_interrupted(
@@ -195,8 +259,7 @@ def test_what_a_revision_cannot_build_is_told_in_its_own_words(
         build_models(
             revision,
             preset="smoke",
-            variant="native_tf",
-            batch_size=3,
+            places=[("native_tf", 3)],
             overrides=[],
             folder=tmp_path / "models",
         )

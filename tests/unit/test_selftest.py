@@ -20,6 +20,7 @@ from hpsbench import cli, storage
 from hpsbench.commands import selftest
 from hpsbench.commands.selftest import parse_shares
 from hpsbench.duets import selftests
+from hpsbench.duets.benchmarks import DuetBenchmark
 from hpsbench.duets.decision import BASELINE, CANDIDATE, DuetLaunch, DuetPolicy, DuetSession
 from hpsbench.duets.resolution import (
     INJECTED,
@@ -56,7 +57,7 @@ class SlowedHost:
     def sleep(self, seconds: float) -> None:
         self.now_ns += int(seconds * 1e9)
 
-    def slowed(self, share: float) -> Pair:
+    def slowed(self, share: float) -> Pair[SlowedPair]:
         self.shares.append(share)
         # A little less than the share, for a rule at 5% would stand on its edge.
         slower = 0 if self.blind else 0.96 * share
@@ -76,7 +77,7 @@ class SlowedPair:
 
     def check_alive(self) -> None: ...
 
-    def participants(self, batch_size: int, keys: str = "") -> Sequence[Participant]:
+    def participants(self, benchmark: DuetBenchmark) -> Sequence[Participant]:
         return [
             Participant(name=name, send=lambda cost=cost: self.send(cost))  # type: ignore[misc]
             for name, cost in self.costs_ns.items()

@@ -32,7 +32,7 @@ def test_the_newest_of_this_class_of_machine_are_shown(tmp_path: Path) -> None:
     contents = gather(run, baselines_folder=tmp_path, earlier=[], beside=beside)
     assert [result.model for result in contents.loads] == ["newer", "hps_tf"]
     assert contents.loads[1] == curve
-    assert sorted(c.model for c in contents.comparisons) == sorted(d.model for d in duets())
+    assert sorted(c.title for c in contents.comparisons) == sorted(d.title for d in duets())
     assert [found.neighbours for found in contents.selftests] == [0]
     bare = gather(run, baselines_folder=tmp_path, earlier=[])
     assert (bare.loads, bare.comparisons, bare.selftests) == ((), (), ())

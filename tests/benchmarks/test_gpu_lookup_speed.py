@@ -31,8 +31,6 @@ FULL_RATIO_LIMIT, COPY_SHARE_LIMIT = 1.0, {"range": 0.85, "scattered": 0.7}
 SMALL_RATIO_LIMIT = 1.0
 #: Of the bandwidth of a copy from page-locked memory, in the same run.
 BUS_SHARE_LIMIT = 0.5
-#: How many times one operation for 100 tables is faster than an operation for each.
-TOGETHER_LIMIT = 3.0
 ZIPF_ALPHA, ZIPF_SHARE, ZIPF_LOOKUPS, HIT_RATE_LIMIT = 1.05, 0.2, 40, 0.02
 ALWAYS_FETCH = 1.1
 
@@ -272,65 +270,4 @@ def test_missing_rows_come_at_the_speed_of_the_bus(
     record_property("missing_gb_per_s", round(rate, 1))
     record_property("share_of_bus", round(rate / bus_gb_per_s, 3))
     assert rate >= BUS_SHARE_LIMIT * bus_gb_per_s
-    session.reset()
-
-
-def test_a_hundred_tables_are_asked_at_once(tmp_path, capsys, record_property):
-    num_tables, rows_per_table, dim, batch = 100, 10_000, 16, 256
-    rng = np.random.default_rng(11)
-    all_rows = rng.random((num_tables, rows_per_table, dim), dtype=np.float32)
-    folders = [tmp_path / f"{i}" for i in range(num_tables)]
-    for path, rows in zip(folders, all_rows, strict=True):
-        write_sparse_model(path, np.arange(rows_per_table), [rows])
-    model = ModelConfiguration(
-        model="hundred",
-        sparse_files=tuple(str(path) for path in folders),
-        embedding_vecsize_per_table=(dim,) * num_tables,
-        maxnum_catfeature_query_per_table_per_sample=(SLOTS,) * num_tables,
-        default_value_for_each_table=(0.0,) * num_tables,
-        deployed_device_list=(0,),
-        max_batch_size=batch,
-        gpucacheper=1.0,
-    )
-    session.reset()
-    path = write_configuration(tmp_path / "ps.json", Configuration(models=(model,)))
-    hps.Init(ps_config_file=str(path))
-    together = hps.MultiLookupLayer("hundred", range(num_tables), [dim] * num_tables, tf.float32)
-    apart = [hps.LookupLayer("hundred", t, dim, tf.float32) for t in range(num_tables)]
-    with tf.device("/GPU:0"):
-        variables = [tf.Variable(rows) for rows in all_rows]
-        stacked = tf.constant(rng.integers(0, rows_per_table, (num_tables, batch, SLOTS)))
-        lookups = {
-            "one operation": lambda ids: together(ids),
-            "100 operations": lambda ids: [ask(i) for ask, i in zip(apart, ids, strict=True)],
-            "100 of tensorflow": lambda ids: [
-                tf.nn.embedding_lookup(v, i) for v, i in zip(variables, ids, strict=True)
-            ],
-        }
-        answers = {name: ask(tf.unstack(stacked)) for name, ask in lookups.items()}
-        for name in ("one operation", "100 operations"):
-            for ours, native in zip(answers[name], answers["100 of tensorflow"], strict=True):
-                assert bool(tf.reduce_all(ours == native))
-        del answers
-
-        def one_tensor_in_and_out(ask):
-            # A hundred tensors on their way through Python take longer than any lookup.
-            @tf.function
-            def call(stacked):
-                with tf.control_dependencies(ask(tf.unstack(stacked))):
-                    return tf.identity(stacked[0, 0, 0])
-
-            return call
-
-        calls = {name: one_tensor_in_and_out(ask) for name, ask in lookups.items()}
-        us = medians_us({n: lambda i, c=call: c(stacked) for n, call in calls.items()}, repeats=20)
-    faster = {name: us[name] / us["one operation"] for name in us}
-    with capsys.disabled():
-        print(
-            f"\n{num_tables} tables x {dim}, batch {batch} x {SLOTS}: "
-            + ", ".join(f"{name} {us[name]:.0f} us ({faster[name]:.1f})" for name in us)
-        )
-    record_property("times_faster_than_apart", round(faster["100 operations"], 2))
-    record_property("times_faster_than_tensorflow", round(faster["100 of tensorflow"], 2))
-    assert faster["100 operations"] >= TOGETHER_LIMIT
     session.reset()

@@ -77,15 +77,16 @@ def test_rows_stand_side_by_side(tmp_path, shape, dtype):
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [tf.int32, tf.int64], ids=["int32", "int64"])
 @pytest.mark.parametrize("cache", CACHES)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_rows_stand_side_by_side_on_a_gpu(tmp_path, shape, cache):
+def test_rows_stand_side_by_side_on_a_gpu(tmp_path, shape, cache, dtype):
     dims, keys_per_sample, samples = SHAPES[shape]
     tables = prepare(tmp_path, dims, **CACHES[cache])
     for seed in range(2):
         ids = random_ids(keys_per_sample, samples, seed)
         with tf.device("/GPU:0"):
-            rows = ask(tables, [tf.constant(x, tf.int64) for x in ids])
+            rows = ask(tables, [tf.constant(x, dtype) for x in ids])
         assert "GPU" in rows.device
         np.testing.assert_array_equal(rows, expected(tables, ids))
 

@@ -194,7 +194,7 @@ typedef enum {
   HPS_FLOAT16 = 1,  // rounded to the nearest, ties to even
 } hps_row_type;
 
-// Keys of one table to be looked up; `keys` and `out` are in memory of the GPU.
+// Keys of one table to be looked up; `out` is in memory of the GPU.
 typedef struct {
   int32_t table;
   const void* keys;
@@ -209,9 +209,11 @@ typedef struct {
 } hps_gpu_columns;
 
 typedef struct {
-  // Keys are int64 (`key_bytes` 8) or int32 (4); rows are written in the order of the CUDA stream.
+  // Keys are int64 (`key_bytes` 8) or int32 (4), all in memory of the GPU, or all `on_host`, from
+  // where they are read before this returns. Rows are written in the order of the CUDA stream.
   hps_status (*lookup)(hps_gpu_cache* cache, const hps_gpu_part* parts, int32_t num_parts,
-                       int32_t key_bytes, hps_row_type row_type, void* stream, hps_error* error);
+                       int32_t key_bytes, int32_t on_host, hps_row_type row_type, void* stream,
+                       hps_error* error);
   void (*destroy)(hps_gpu_cache* cache);
   // Writes columns side by side to `out`, float32[num_samples * sum of their widths].
   hps_status (*join)(hps_gpu_cache* cache, const hps_gpu_columns* columns, int32_t num_columns,

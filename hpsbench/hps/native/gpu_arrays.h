@@ -1,5 +1,5 @@
-// What lookups outside TensorFlow work with: GPU memory for rows, which outlives the lookup, and a
-// stream with memory for keys, which does not. Both are kept for the next lookup.
+// What lookups work with: GPU memory for rows, which outlives the lookup, and a stream with memory
+// for keys that come from the host, which does not. Both are kept for the next lookup.
 #ifndef HPSBENCH_HPS_NATIVE_GPU_ARRAYS_H_
 #define HPSBENCH_HPS_NATIVE_GPU_ARRAYS_H_
 
@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "gpu_memory.h"
+#include "gpu_table.h"
 
 namespace hps::gpu {
 
@@ -79,19 +80,27 @@ class Lane {
  public:
   // Copies keys from host memory, and returns where they are on the GPU, in the order of `on`.
   const void* send_keys(const void* keys, uint64_t num_bytes, cudaStream_t on) {
-    copied_.wait();
-    used.hold(on);
-    if (host_keys_.count() < num_bytes) {
-      const uint64_t count = std::max(num_bytes, 2 * host_keys_.count());
-      host_keys_ = HostBuffer<char>(count);
-      device_keys_ = DeviceBuffer<char>(count);
-    }
+    take_memory(num_bytes, on);
     std::copy_n(static_cast<const char*>(keys), num_bytes, host_keys_.get());
-    check(cudaMemcpyAsync(device_keys_.get(), host_keys_.get(), num_bytes, cudaMemcpyHostToDevice,
-                          on),
-          "copy keys to the GPU");
-    copied_.record(on);
-    return device_keys_.get();
+    return send(num_bytes, on);
+  }
+
+  // Copies the keys of all requests from host memory, at once, and points the requests at them.
+  void send_keys(std::vector<Request>& requests, cudaStream_t on) {
+    uint64_t num_bytes = 0;
+    for (const Request& request : requests) num_bytes += request.keys.num_bytes();
+    if (num_bytes == 0) return;
+    take_memory(num_bytes, on);
+    char* next = host_keys_.get();
+    for (const Request& request : requests) {
+      next = std::copy_n(static_cast<const char*>(request.keys.data), request.keys.num_bytes(),
+                         next);
+    }
+    const char* sent = static_cast<const char*>(send(num_bytes, on));
+    for (Request& request : requests) {
+      request.keys.data = sent;
+      sent += request.keys.num_bytes();
+    }
   }
 
   // The stream goes on from what CUDA's default stream was given.
@@ -104,6 +113,23 @@ class Lane {
   Event used;  // by all work of the last lookup
 
  private:
+  void take_memory(uint64_t num_bytes, cudaStream_t on) {
+    copied_.wait();
+    used.hold(on);
+    if (host_keys_.count() >= num_bytes) return;
+    const uint64_t count = std::max(num_bytes, 2 * host_keys_.count());
+    host_keys_ = HostBuffer<char>(count);
+    device_keys_ = DeviceBuffer<char>(count);
+  }
+
+  const void* send(uint64_t num_bytes, cudaStream_t on) {
+    check(cudaMemcpyAsync(device_keys_.get(), host_keys_.get(), num_bytes, cudaMemcpyHostToDevice,
+                          on),
+          "copy keys to the GPU");
+    copied_.record(on);
+    return device_keys_.get();
+  }
+
   Event copied_;
   Event default_reached_;
   HostBuffer<char> host_keys_;

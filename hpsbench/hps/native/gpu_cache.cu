@@ -20,16 +20,25 @@ constexpr uint64_t kMaxKeys = 1 << 30;
 constexpr int kBusTrials = 5;
 
 hps_status lookup(hps_gpu_cache* cache, const hps_gpu_part* parts, int32_t num_parts,
-                  int32_t key_bytes, hps_row_type row_type, void* stream, hps_error* error) {
+                  int32_t key_bytes, int32_t on_host, hps_row_type row_type, void* stream,
+                  hps_error* error) {
   return guarded(error, [&] {
     const DeviceScope scope(cache->device);
+    const auto its_stream = static_cast<cudaStream_t>(stream);
     std::vector<hps::gpu::Request> requests;
     for (const hps_gpu_part* part = parts; part != parts + num_parts; ++part) {
       requests.push_back({cache->tables[part->table].get(),
                           {part->keys, key_bytes, part->num_keys},
                           {part->out, row_type}});
     }
-    hps::gpu::look_up(requests, cache->resident_order, static_cast<cudaStream_t>(stream));
+    if (on_host == 0) {
+      hps::gpu::look_up(requests, cache->resident_order, its_stream);
+      return;
+    }
+    const hps::gpu::LanePool::Loan lane(cache->lanes);
+    lane->send_keys(requests, its_stream);
+    hps::gpu::look_up(requests, cache->resident_order, its_stream);
+    lane->used.record(its_stream);
   });
 }
 

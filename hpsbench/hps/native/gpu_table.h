@@ -34,6 +34,7 @@ struct Keys {
   int32_t key_bytes;
   uint64_t count;
 
+  uint64_t num_bytes() const { return count * key_bytes; }
   Keys part(uint64_t begin, uint64_t count_of_part) const {
     return {static_cast<const char*>(data) + begin * key_bytes, key_bytes, count_of_part};
   }

@@ -48,7 +48,8 @@ class GpuLookupKernel : public LookupKernel<Key, Row> {
     hps_error error;
     const hps_status status =
         functions->lookup(cache, gpu_parts.data(), static_cast<int32_t>(gpu_parts.size()),
-                          sizeof(Key), kRowType, stream->platform_specific_handle().stream, &error);
+                          sizeof(Key), 0, kRowType, stream->platform_specific_handle().stream,
+                          &error);
     OP_REQUIRES(ctx, status == HPS_OK,
                 absl::Status(static_cast<absl::StatusCode>(status),
                              absl::StrCat("hps_lookup: ", error.text)));

@@ -24,13 +24,15 @@
   HPS_REGISTER_LOOKUP_OF_ROWS("HpsMultiLookup", device, Kernel, float);        \
   HPS_REGISTER_LOOKUP_OF_ROWS("HpsMultiLookup", device, Kernel, Eigen::half)
 
-#define HPS_REGISTER_CONCAT_LOOKUP(device, Kernel, Key)                                 \
-  REGISTER_KERNEL_BUILDER(                                                              \
-      Name("HpsConcatLookup").Device(device).TypeConstraint<Key>("Tkeys"), Kernel<Key>)
-
-// Registers the class template Kernel<Key> for HpsConcatLookup.
-#define HPS_REGISTER_CONCAT_LOOKUPS(device, Kernel)    \
-  HPS_REGISTER_CONCAT_LOOKUP(device, Kernel, int32_t); \
-  HPS_REGISTER_CONCAT_LOOKUP(device, Kernel, int64_t)
+// Registers the class template Kernel<Key> for HpsConcatLookup. TensorFlow's own operations on GPUs
+// have int32 in host memory, where a request's ids are too: the kernel copies them all at once.
+#define HPS_REGISTER_CONCAT_LOOKUPS(device, Kernel)                                         \
+  REGISTER_KERNEL_BUILDER(Name("HpsConcatLookup")                                           \
+                              .Device(device)                                               \
+                              .TypeConstraint<int32_t>("Tkeys")                             \
+                              .HostMemory("ids"),                                           \
+                          Kernel<int32_t>);                                                 \
+  REGISTER_KERNEL_BUILDER(                                                                  \
+      Name("HpsConcatLookup").Device(device).TypeConstraint<int64_t>("Tkeys"), Kernel<int64_t>)
 
 #endif  // HPSBENCH_HPS_NATIVE_REGISTER_KERNELS_H_

@@ -14,7 +14,7 @@ from hpsbench.config import Suite
 from hpsbench.errors import ConfigError
 from hpsbench.machine import find_gpus, free_memory_bytes, installed_versions
 from hpsbench.models.kinds import kind_of
-from hpsbench.workload import split_row
+from hpsbench.workload import row_of, split_row
 
 GIB = 2**30
 #: A Python-backend model that has imported TensorFlow holds about this much, and so does pytest.
@@ -23,10 +23,6 @@ TENSORFLOW_PROCESS_BYTES = 550 * 2**20
 GPU_PROCESS_BYTES = 900 * 2**20
 #: The parameter server's index takes 21.3 bytes a key in each process that holds one.
 INDEX_BYTES_PER_ROW = 22
-#: pytest, native_tf, hps_tf, and the two steps of hps_ensemble.
-TENSORFLOW_PROCESSES = 5
-#: Two processes hold the index, and build it from keys of 8 bytes.
-BUILT_INDEX_BYTES_PER_ROW = 2 * INDEX_BYTES_PER_ROW + 8
 #: How often a request's vectors are held at once: as looked up, beside others, copied.
 VECTOR_COPIES = 3
 #: Variants that hold the rows in a variable: on the compute device, or always in host memory.
@@ -75,6 +71,21 @@ def forecast(suite: Suite, places: Sequence[Place], memory: Memory) -> Forecast:
     return Forecast(fits=tuple(kept), left_out=left_out)
 
 
+def needed(suite: Suite, places: Sequence[Place], *, on_gpu: bool) -> Memory:
+    """Return what these places hold together at their widest; there is no other estimate."""
+    return Memory(
+        host=host_bytes(suite, places, on_gpu=on_gpu),
+        gpu=gpu_bytes(suite, places) if on_gpu else None,
+    )
+
+
+def places_of(suite: Suite, variants: Sequence[str]) -> list[Place]:
+    """Return all places of these variants: each of their rows with each batch size."""
+    streams = ("", *suite.load.also_keys)
+    rows = [row_of(variant, keys) for keys in streams for variant in variants]
+    return [(row, size) for size in suite.load.batch_sizes for row in rows]
+
+
 def require(suite: Suite, places: Sequence[Place], memory: Memory) -> None:
     """Raise ConfigError where these places do not fit together."""
     problem = _problem(suite, places, memory)
@@ -110,43 +121,17 @@ def gpu_bytes(suite: Suite, places: Sequence[Place]) -> int:
     return rows + caches + activations + len(variants) * GPU_PROCESS_BYTES
 
 
-def require_memory(suite: Suite) -> None:
-    """Raise ConfigError where the suite needs more memory than is free."""
-    needed, free = needed_memory_bytes(suite), free_memory_bytes()
-    if needed > free:
-        raise ConfigError(
-            f"preset {suite.preset} needs about {needed / GIB:.1f} GiB of memory, "
-            f"this machine has {free / GIB:.1f} GiB free",
-            hint="choose a smaller preset (--preset laptop, smoke), or lower "
-            "--set tables.num_embeddings=ROWS",
-        )
-
-
-def needed_memory_bytes(suite: Suite) -> int:
-    """Return the bytes that a run holds at its widest.
-
-    That is the rows twice (as TensorFlow's variable, and mapped from the page cache for the
-    parameter server; with a GPU once more, for the variant that keeps its variable on the host),
-    the parameter server's index, and the processes that import TensorFlow.
-    """
-    footprint = kind_of(suite).footprint(suite)
-    rows = (3 if find_gpus() else 2) * footprint.row_bytes
-    index = BUILT_INDEX_BYTES_PER_ROW * footprint.num_rows
-    return rows + index + TENSORFLOW_PROCESSES * TENSORFLOW_PROCESS_BYTES
-
-
 def _problem(suite: Suite, places: Sequence[Place], memory: Memory) -> str | None:
-    needed = {"host": host_bytes(suite, places, on_gpu=memory.gpu is not None)}
-    had = {"host": memory.host}
-    if memory.gpu is not None:
-        needed["GPU"], had["GPU"] = gpu_bytes(suite, places), memory.gpu
-    for where, wanted in needed.items():
-        if wanted > had[where]:
+    wants = needed(suite, places, on_gpu=memory.gpu is not None)
+    for where, wanted, had in (
+        ("host", wants.host, memory.host), ("GPU", wants.gpu or 0, memory.gpu or 0)
+    ):  # fmt: skip
+        if wanted > had:
             largest = max(size for _, size in places)
             count = len(_variants(suite, places))
             return (
                 f"up to batch {largest} with {count} variants it would need about "
-                f"{wanted / GIB:.1f} GiB of {where} memory, and {had[where] / GIB:.1f} GiB are free"
+                f"{wanted / GIB:.1f} GiB of {where} memory, and {had / GIB:.1f} GiB are free"
             )
     return None
 

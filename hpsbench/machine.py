@@ -8,7 +8,7 @@ import os
 import platform
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -20,6 +20,8 @@ DISTRIBUTIONS = (
     "tritonclient", "onnxruntime", "onnxruntime-gpu",
 )  # fmt: skip
 
+_CUDA_NO_DEVICE = 100
+_BUS_ID_BYTES = 32
 _VENDORS = {"AuthenticAMD": "amd", "GenuineIntel": "intel"}
 _BRANDS = ("EPYC", "Threadripper", "Ryzen", "Xeon", "Core")
 
@@ -141,7 +143,10 @@ def cgroup_free_bytes(limit: str, current: str, stat: str) -> int | None:
 
 @lru_cache(maxsize=1)
 def find_gpus() -> tuple[Gpu, ...]:
-    """Return the NVIDIA GPUs that the driver shows; none where there is no driver."""
+    """Return the NVIDIA GPUs that CUDA shows to programs here, by CUDA's numbers.
+
+    So those of CUDA_VISIBLE_DEVICES, in the order of CUDA_DEVICE_ORDER; none without a driver.
+    """
     with _nvml() as (pynvml, handles):
         driver = pynvml.nvmlSystemGetDriverVersion() if handles else ""
         return tuple(
@@ -163,7 +168,7 @@ def free_gpu_memory_bytes() -> tuple[int, ...]:
 
 @contextmanager
 def _nvml() -> Iterator[tuple[Any, list[Any]]]:
-    """Yield the driver's library and its GPUs; no GPU where it cannot be had."""
+    """Yield the driver's library and the GPUs, by CUDA's numbers; none where it cannot be had."""
     try:
         ctypes.CDLL("libnvidia-ml.so.1")
     except OSError:
@@ -177,10 +182,43 @@ def _nvml() -> Iterator[tuple[Any, list[Any]]]:
         yield None, []
         return
     try:
-        count = pynvml.nvmlDeviceGetCount()
-        yield pynvml, [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(count)]
+        yield pynvml, _handles(pynvml)
     finally:
         pynvml.nvmlShutdown()
+
+
+def _handles(pynvml: Any) -> list[Any]:
+    places = _cuda_bus_ids()
+    if places is not None:
+        with suppress(pynvml.NVMLError):
+            return [pynvml.nvmlDeviceGetHandleByPciBusId(place) for place in places]
+    return [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
+
+
+def _cuda_bus_ids() -> list[bytes] | None:
+    """Return the places of CUDA's GPUs on the PCI bus, None where CUDA cannot tell.
+
+    NVML numbers GPUs in another order, and knows nothing of CUDA_VISIBLE_DEVICES.
+    """
+    try:
+        cuda = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return None
+    started = cuda.cuInit(0)
+    if started == _CUDA_NO_DEVICE:
+        return []
+    count, device = ctypes.c_int(), ctypes.c_int()
+    if started or cuda.cuDeviceGetCount(ctypes.byref(count)):
+        return None
+    places = []
+    for number in range(count.value):
+        place = ctypes.create_string_buffer(_BUS_ID_BYTES)
+        if cuda.cuDeviceGet(ctypes.byref(device), number) or cuda.cuDeviceGetPCIBusId(
+            place, _BUS_ID_BYTES, device
+        ):
+            return None
+        places.append(place.value)
+    return places
 
 
 def installed_versions() -> dict[str, str]:

@@ -18,9 +18,10 @@ from typing import Any
 from hpsbench.commands.check import Check, failed, ok, warning
 from hpsbench.config import Suite, environment
 from hpsbench.errors import BenchError
-from hpsbench.forecast import GIB, needed_memory_bytes, require_memory
-from hpsbench.machine import find_gpus, free_memory_bytes
+from hpsbench.forecast import GIB, forecast, free_memory, needed, places_of, require
+from hpsbench.machine import find_gpus
 from hpsbench.models.kinds import kind_of
+from hpsbench.models.variants import default_variants
 from hpsbench.servers.installation import find_libpython, require_numpy_1
 from hpsbench.servers.probe import probe_triton
 
@@ -189,28 +190,41 @@ def _gpu(suite: Suite) -> Check:
     gpus = find_gpus()
     if not gpus:
         return ok("GPU", "none: measured on the CPU")
-    finding = ", ".join(f"{g.name}, {g.memory_bytes / GIB:.0f} GiB" for g in gpus)
-    row_bytes = kind_of(suite).footprint(suite).row_bytes
-    if row_bytes > gpus[0].memory_bytes:
-        return warning(
-            "GPU",
-            f"{finding}: less than the {row_bytes / GIB:.0f} GiB of rows",
-            "leave native_tf out, or lower --set tables.num_embeddings=ROWS",
-        )
-    return ok("GPU", f"{finding} (driver {gpus[0].driver})")
+    found = [f"{gpu.name}, {gpu.memory_bytes / GIB:.0f} GiB" for gpu in gpus]
+    if len(found) > 1:
+        found = [f"{number}: {gpu}" for number, gpu in enumerate(found)]
+    return ok("GPU", f"{', '.join(found)} (driver {gpus[0].driver})")
 
 
 def _memory(suite: Suite) -> Check:
-    require_memory(suite)
-    needed, free = needed_memory_bytes(suite), free_memory_bytes()
-    finding = f"{free / GIB:.1f} GiB free, preset {suite.preset} needs about {needed / GIB:.1f} GiB"
-    if free < MEMORY_MARGIN * needed:
+    variants, _ = default_variants(suite)
+    places, memory = places_of(suite, [variant.name for variant in variants]), free_memory()
+    found = forecast(suite, places, memory)
+    # What a run itself requires, and leaves out.
+    require(suite, found.fits, memory)
+    all_of_it = needed(suite, places, on_gpu=memory.gpu is not None)
+    finding = _free_and_needed(suite, "", memory.host, all_of_it.host)
+    if memory.gpu is not None and all_of_it.gpu is not None:
+        finding += "; " + _free_and_needed(suite, " on the GPU", memory.gpu, all_of_it.gpu)
+    if found.left_out:
+        return warning(
+            "memory",
+            f"{finding}; {len(found.left_out)} of {len(places)} benchmarks would be left out",
+            "choose a smaller preset, or lower --set tables.num_embeddings=ROWS, to measure them",
+        )
+    if memory.host < MEMORY_MARGIN * all_of_it.host:
         return warning(
             "memory",
             finding,
             "close other programs, or the page cache may be lost while it is measured",
         )
     return ok("memory", finding)
+
+
+def _free_and_needed(suite: Suite, where: str, free: int, needs: int) -> str:
+    return (
+        f"{free / GIB:.1f} GiB free{where}, preset {suite.preset} needs about {needs / GIB:.1f} GiB"
+    )
 
 
 def _shared_memory(suite: Suite) -> Check:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from hpsbench.config import Suite
-from hpsbench.forecast import require_memory
+from hpsbench.forecast import free_memory, places_of, require
 from hpsbench.models.build import build_repository
 from hpsbench.models.dlrm import PUBLISHED_KEYS, published_request
 from hpsbench.models.variants import select_variants, variants_of
@@ -36,9 +36,10 @@ def full_key_space(pytestconfig: pytest.Config) -> Suite:
 
 @pytest.fixture(scope="module")
 def served_in_full(full_key_space: Suite, work_folder: Path) -> Iterator[ServedVariants]:
-    require_memory(full_key_space)
+    variants = select_variants([], full_key_space)
+    require(full_key_space, places_of(full_key_space, [v.name for v in variants]), free_memory())
     folder = work_folder / "full-key-space"
-    build = build_repository(full_key_space, select_variants([], full_key_space), folder)
+    build = build_repository(full_key_space, variants, folder)
     with served_variants(build, log=folder / "triton.log") as served:
         yield served
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,9 +14,9 @@ from hpsbench.commands import doctor
 from hpsbench.commands.check import Check, Status, ok, render
 from hpsbench.commands.doctor import run_checks
 from hpsbench.config import Suite
-from hpsbench.errors import ConfigError, ServerDied
-from hpsbench.forecast import require_memory
+from hpsbench.errors import ServerDied
 from hpsbench.machine import Gpu, cgroup_free_bytes
+from hpsbench.models.variants import default_variants
 from hpsbench.presets import load_suite
 from hpsbench.servers.probe import Probe
 
@@ -32,8 +33,7 @@ def well(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """A machine with memory and disk, whose Triton answers; nothing is started or compiled."""
     probe = Probe(version="2.51.0", ready_s=0.5)
     monkeypatch.setattr(doctor, "probe_triton", lambda config, folder: probe)
-    for module in (doctor, forecast):
-        monkeypatch.setattr(module, "free_memory_bytes", lambda: 64 * GIB)
+    monkeypatch.setattr(forecast, "free_memory_bytes", lambda: 64 * GIB)
     monkeypatch.setattr(doctor, "find_gpus", lambda: ())
     monkeypatch.setattr(forecast, "find_gpus", lambda: ())
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=64 * GIB))
@@ -101,33 +101,53 @@ def test_numpy_2_fails_for_the_bundled_triton_only(well: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.parametrize(
-    ("free_gib", "status"), [(64, Status.OK), (4, Status.WARNING), (2, Status.FAILED)]
+    ("free_gib", "status"), [(64, Status.OK), (4, Status.WARNING), (1, Status.FAILED)]
 )
 def test_memory_is_compared_with_what_the_preset_needs(
     laptop: Suite, well: pytest.MonkeyPatch, free_gib: int, status: Status
 ) -> None:
-    for module in (doctor, forecast):
-        well.setattr(module, "free_memory_bytes", lambda: free_gib * GIB)
+    well.setattr(forecast, "free_memory_bytes", lambda: free_gib * GIB)
     assert finding(laptop, "memory").status is status
 
 
+def default_places(suite: Suite) -> list[forecast.Place]:
+    return forecast.places_of(suite, [v.name for v in default_variants(suite)[0]])
+
+
+@pytest.mark.parametrize("preset", ["smoke", "laptop", "criteo", "fusion-8"])
+@pytest.mark.parametrize("gpu_gib", [None, 80])
+def test_doctor_and_a_run_agree_on_what_fits(
+    well: pytest.MonkeyPatch, preset: str, gpu_gib: int | None
+) -> None:
+    if gpu_gib is not None:
+        gpus = (Gpu(name="NVIDIA H100", memory_bytes=gpu_gib * GIB, driver="575.1"),)
+        for module in (doctor, forecast):
+            well.setattr(module, "find_gpus", lambda: gpus)
+        well.setattr(forecast, "installed_versions", dict)
+    suite = load_suite(preset)
+    places = default_places(suite)
+    whole = forecast.needed(suite, places, on_gpu=gpu_gib is not None)
+    for free in (whole.host, whole.host - 1):
+        well.setattr(forecast, "free_memory_bytes", lambda free=free: free)
+        left_out = forecast.forecast(suite, places, forecast.free_memory()).left_out
+        assert bool(left_out) == (free < whole.host)
+        check = finding(suite, "memory")
+        # The margin is warned of, and so is what is left out.
+        assert check.status is Status.WARNING
+        told = f"{len(left_out)} of {len(places)} benchmarks would be left out" in check.finding
+        assert told == bool(left_out)
+        assert f"{preset} needs about {whole.host / GIB:.1f} GiB" in check.finding
+    if gpu_gib is not None:
+        assert "80.0 GiB free on the GPU" in check.finding
+
+
 def test_a_preset_that_is_too_large_names_both_sizes(well: pytest.MonkeyPatch) -> None:
-    for module in (doctor, forecast):
-        well.setattr(module, "free_memory_bytes", lambda: 16 * GIB)
-    with pytest.raises(
-        ConfigError,
-        match=r"^preset criteo needs about 3\d\.\d GiB of memory, this machine has 16\.0 GiB free",
-    ) as caught:
-        require_memory(load_suite("criteo"))
-    assert "--preset laptop" in caught.value.hint
-    require_memory(load_suite("laptop"))
-
-
-def test_memory_counts_the_rows_twice() -> None:
-    suites = [load_suite("smoke", [f"tables.num_embeddings={n}"]) for n in (1, 1_000_001)]
-    small, large = (forecast.needed_memory_bytes(suite) for suite in suites)
-    assert large - small > 2 * 1_000_000 * 128 * 4
-    assert small > forecast.TENSORFLOW_PROCESSES * forecast.TENSORFLOW_PROCESS_BYTES
+    well.setattr(forecast, "free_memory_bytes", lambda: 16 * GIB)
+    check = finding(load_suite("criteo"), "memory")
+    assert not check.ok
+    assert "preset criteo is too large for this machine: up to batch 32 with 1 " in check.finding
+    assert re.search(r"about 1\d\.\d GiB of host memory, and 16\.0 GiB are free", check.finding)
+    assert "--preset laptop" in check.what_to_do
 
 
 def test_a_container_has_what_its_limit_leaves() -> None:
@@ -150,15 +170,23 @@ def test_too_little_space_is_told_before_it_runs_out(
     assert to_do in check.what_to_do
 
 
-def test_a_gpu_that_holds_the_rows_is_named_and_a_smaller_one_warned_about(
+def test_a_gpu_that_holds_the_rows_is_named_and_a_smaller_one_refused(
     well: pytest.MonkeyPatch,
 ) -> None:
     gpu = Gpu(name="NVIDIA T4", memory_bytes=15 * GIB, driver="575.1")
-    well.setattr(doctor, "find_gpus", lambda: (gpu,))
+    for module in (doctor, forecast):
+        well.setattr(module, "find_gpus", lambda: (gpu,))
+    well.setattr(forecast, "installed_versions", dict)
     assert finding(load_suite("laptop"), "GPU").finding == "NVIDIA T4, 15 GiB (driver 575.1)"
-    criteo = finding(load_suite("criteo"), "GPU")
-    assert criteo.status is Status.WARNING
-    assert "less than the 16 GiB of rows" in criteo.finding
+    assert (
+        "15.0 GiB free on the GPU, preset laptop" in finding(load_suite("laptop"), "memory").finding
+    )
+    criteo = finding(load_suite("criteo"), "memory")
+    assert not criteo.ok
+    assert "GiB of GPU memory, and 15.0 GiB are free" in criteo.finding
+    well.setattr(doctor, "find_gpus", lambda: (gpu, gpu))
+    both = "0: NVIDIA T4, 15 GiB, 1: NVIDIA T4, 15 GiB (driver 575.1)"
+    assert finding(load_suite("laptop"), "GPU").finding == both
 
 
 def test_another_parameter_server_must_be_installed(well: pytest.MonkeyPatch) -> None:

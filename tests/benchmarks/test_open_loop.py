@@ -1,44 +1,70 @@
 """Does the open loop tell the truth? A real Triton with a fixed service time against theory.
 
 One instance that takes some 2 ms for every request, asked 200 times a second at random, is an
-M/D/1 queue: how long each request waits follows from when all of them arrived (Lindley's
-recursion). The oracle runs the very arrivals that were sent through it, so chance is the same on
-both sides. Requests go out in blocks, each with its own oracle, and the median block decides:
-what other programs do to one block does not. (Without the same arrivals 20,000 requests would not
-do: the 95% interval of their p99 is 10% wide.) A service time that others stretch is not fixed,
-and the queue another one: client and server have real-time priority where the system lets them
-(root may), and a busy machine may still miss the target. Takes three minutes.
+M/D/1 queue: how long each request waits follows from when all of them arrived, from the time D for
+which one keeps the server from the next, and from the time L that is lost outside of the queue
+(`tests/benchmarks/queue_theory.py` derives it). The oracle runs the very arrivals that were sent
+through that queue, so chance is the same on both sides.
+
+D is measured within the block, between answers whose requests had waited: how fast Triton goes on
+to the next depends on how awake the machine is, which a burst of its own need not reproduce (its
+D is printed beside). Triton's mean `compute` time is not D: requests that find Triton's worker
+asleep wait for it inside that time, and delay nobody. D + L is the median latency of requests
+that never wait, sent before the block. Nothing else is taken from the run, and the tail least of
+all. The figures of all three candidates for D are printed: p50, p90 and p99, and how far single
+requests are off that wait long by theory, which stays readable beside other programs.
+
+Requests go out in blocks, each with its own oracle, and the median block decides: what other
+programs do to one block does not. (Without the same arrivals 20,000 requests would not do: the 95%
+interval of their p99 is 10% wide.) A service time that others stretch is not fixed, and the queue
+another one: client and server have real-time priority where the system lets them (root may), and a
+busy machine may still miss the target. Takes three minutes.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import median
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from hpsbench import stats
 from hpsbench.config import ServerConfig
 from hpsbench.load.client import Client, connect
 from hpsbench.load.open_loop import OpenLoop, OpenLoopRun
-from hpsbench.load.records import Nanoseconds
+from hpsbench.load.records import Nanoseconds, Records
 from hpsbench.load.schedule import constant_arrivals, poisson_arrivals
+from hpsbench.servers.probe import write_python_model
 from hpsbench.servers.statistics import ModelStatistics
 from hpsbench.servers.triton import TritonServer, running_triton
+from tests.benchmarks.queue_theory import occupancy_ns, sojourns, theory_ns
 
 pytestmark = pytest.mark.server
 
 RATE_HZ = 200
 BLOCKS, BLOCK_S, WARMUP_S = 11, 10.0, 1.0
-#: Slow enough that no request waits for another: what is left is what every request pays.
-UNLOADED_HZ, UNLOADED_S = 40, 3.0
+#: Evenly, so that none waits, and the server idle for 5 ms before each, as on average in a block.
+UNLOADED_HZ, UNLOADED_S = 140, 3.0
+BURST, BURST_CONNECTIONS = 200, 8
+#: Longer than a request's way there and back, and shorter than what a request waits for.
+MARGIN_NS = 1_000_000
+#: Two or more requests, so that what is wrong with D shows.
+LONG_WAIT_NS = 4_000_000
 MAX_ERROR = 0.05
 
 MODEL = "fixed"
+COMPUTED_NS = 1_900_000
+#: What a request may be said to occupy the server for; the first is judged.
+SERVICES = {
+    "D of the block": "occupancy_ns",
+    "D of a burst": "burst_ns",
+    "Triton's mean compute time": "triton_ns",
+}
 #: Sleeps for most of its time, because a busy machine wakes a sleeper sooner than it lets anybody
 #: compute for 2 ms, and looks at the clock for the rest.
 MODEL_PY = """\
@@ -63,64 +89,38 @@ class TritonPythonModel:
         x = pb_utils.get_input_tensor_by_name(request, "x")
         return pb_utils.InferenceResponse([pb_utils.Tensor("y", x.as_numpy())])
 """
-CONFIG = f"""\
-name: "{MODEL}"
-backend: "python"
-max_batch_size: 0
-input [{{ name: "x" data_type: TYPE_FP32 dims: [ 4 ] }}]
-output [{{ name: "y" data_type: TYPE_FP32 dims: [ 4 ] }}]
-instance_group [{{ kind: KIND_CPU count: 1 }}]
-"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Block:
-    """One block beside its oracle, nanoseconds: `sojourn_ns` of what was sent, in order.
+    """One block of requests and what its oracles are made of, nanoseconds.
 
-    `overhead_ns` is what an unloaded request took beyond its service, just before the block.
+    `unloaded_ns` is what a request took that never waited, `occupancy_ns` the D of this block,
+    `burst_ns` that of a saturated burst before it, and `triton_ns` Triton's mean compute time.
     """
 
     run: OpenLoopRun
-    sojourn_ns: Nanoseconds
-    service_ns: float
-    overhead_ns: float
+    arrivals_ns: Nanoseconds
+    unloaded_ns: float
+    occupancy_ns: float
+    burst_ns: float
+    triton_ns: float
 
-    def oracle_ns(self, q: float, overhead_ns: float) -> float:
-        return stats.percentile_ns(self.sojourn_ns, q) + overhead_ns
+    def oracle_ns(self, service_ns: float) -> npt.NDArray[np.float64]:
+        """Return each request's latency by theory, if it occupies the server so long."""
+        judged = self.arrivals_ns >= WARMUP_S * 1e9
+        return sojourns(self.arrivals_ns, service_ns)[judged] - service_ns + self.unloaded_ns
 
-    def error(self, q: float, overhead_ns: float) -> float:
+    def error(self, q: float, service_ns: float) -> float:
+        """Return how far the percentile is off the theory, as a share."""
         latency_ns = stats.percentile_ns(self.run.records.latencies_ns, q)
-        return latency_ns / self.oracle_ns(q, overhead_ns) - 1
+        return latency_ns / float(np.percentile(self.oracle_ns(service_ns), q)) - 1
 
-
-def sojourns(arrivals_ns: Nanoseconds, service_ns: float) -> Nanoseconds:
-    """Return how long each request stays at a single server with this service time."""
-    surplus = np.concatenate([[0.0], service_ns - np.diff(arrivals_ns)])
-    walk = np.cumsum(surplus)
-    waits = walk - np.minimum.accumulate(walk)
-    return np.rint(waits + service_ns).astype(np.int64)
-
-
-def theory_ns(utilisation: float, service_ns: float, q: float) -> float:
-    """Return the `q`-th percentile of the sojourn in an M/D/1 queue, by Erlang's formula."""
-
-    def wait_is_at_most(wait: float) -> float:
-        rate = utilisation
-        terms = [
-            np.exp(rate * (wait - k)) * (-rate * (wait - k)) ** k / _factorial(k)
-            for k in range(int(wait) + 1)
-        ]
-        return float((1 - rate) * sum(terms))
-
-    low, high = 0.0, 100.0
-    while high - low > 1e-9:
-        middle = (low + high) / 2
-        low, high = (middle, high) if wait_is_at_most(middle) < q / 100 else (low, middle)
-    return (1 + low) * service_ns
-
-
-def _factorial(k: int) -> float:
-    return float(np.prod(np.arange(1, k + 1, dtype=float)))
+    def errors_of_long_waits(self, service_ns: float) -> npt.NDArray[np.float64]:
+        """Return how far each request is off that waits for `LONG_WAIT_NS` or longer by theory."""
+        expected_ns = self.oracle_ns(service_ns)
+        long = expected_ns - self.unloaded_ns >= LONG_WAIT_NS
+        return (self.run.records.latencies_ns / expected_ns - 1)[long]
 
 
 @pytest.fixture(scope="module")
@@ -138,10 +138,7 @@ def undisturbed() -> Iterator[bool]:
 @pytest.fixture(scope="module")
 def server(undisturbed: bool, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
     folder = tmp_path_factory.mktemp("open-loop")
-    version = folder / "models" / MODEL / "1"
-    version.mkdir(parents=True)
-    (version / "model.py").write_text(MODEL_PY)
-    (version.parent / "config.pbtxt").write_text(CONFIG)
+    write_python_model(folder / "models", MODEL, MODEL_PY)
     log = folder / "triton.log"
     with running_triton(folder / "models", [MODEL], ServerConfig(), log=log) as running:
         yield running
@@ -157,7 +154,7 @@ def settled(server: TritonServer, count: int) -> ModelStatistics:
 
 
 def ask(server: TritonServer, client: Client, loop: OpenLoop) -> tuple[OpenLoopRun, float]:
-    """Return what became of the requests, and Triton's mean service time, nanoseconds."""
+    """Return what became of the requests, and Triton's mean compute time, nanoseconds."""
     before = server.statistics(MODEL)
     run = loop.run(client.another, server.check_alive)
     assert run.records.failed == 0
@@ -167,21 +164,22 @@ def ask(server: TritonServer, client: Client, loop: OpenLoop) -> tuple[OpenLoopR
 
 
 def measure(server: TritonServer, client: Client, seed: int) -> Block:
-    """Send a block, with unloaded requests before it, and put the oracle beside it."""
-    unloaded = OpenLoop(arrivals_ns=constant_arrivals(UNLOADED_HZ, UNLOADED_S), connections=4)
-    alone, alone_ns = ask(server, client, unloaded)
-    # Triton gives the mean of the service, so it is taken from the mean of the same requests.
-    overhead_ns = float(np.mean(alone.records.latencies_ns)) - alone_ns
+    """Send a block, with unloaded requests and a burst before it."""
+    unloaded, _ = ask(
+        server, client, OpenLoop(arrivals_ns=constant_arrivals(UNLOADED_HZ, UNLOADED_S))
+    )
+    at_once = np.zeros(BURST, np.int64)
+    burst, _ = ask(server, client, OpenLoop(arrivals_ns=at_once, connections=BURST_CONNECTIONS))
     arrivals_ns = poisson_arrivals(RATE_HZ, WARMUP_S + BLOCK_S, seed=seed)
-    warmup_ns = int(WARMUP_S * 1e9)
-    loop = OpenLoop(arrivals_ns=arrivals_ns, warmup_ns=warmup_ns)
-    run, service_ns = ask(server, client, loop)
-    sojourn_ns = sojourns(arrivals_ns, service_ns)[arrivals_ns >= warmup_ns]
+    loop = OpenLoop(arrivals_ns=arrivals_ns, warmup_ns=int(WARMUP_S * 1e9))
+    run, triton_ns = ask(server, client, loop)
     return Block(
         run=run,
-        sojourn_ns=sojourn_ns,
-        service_ns=service_ns,
-        overhead_ns=overhead_ns,
+        arrivals_ns=arrivals_ns,
+        unloaded_ns=float(np.median(unloaded.records.latencies_ns)),
+        occupancy_ns=occupancy_ns(run.records, MARGIN_NS),
+        burst_ns=occupancy_ns(burst.records, MARGIN_NS),
+        triton_ns=triton_ns,
     )
 
 
@@ -190,15 +188,15 @@ def test_p99_of_the_open_loop_is_that_of_the_queue(
 ) -> None:
     with connect(server.endpoint(MODEL), {"x": np.ones(4, np.float32)}) as client:
         blocks = [measure(server, client, seed) for seed in range(BLOCKS)]
+    errors = {q: median(b.error(q, b.occupancy_ns) for b in blocks) for q in (50, 90, 99)}
     with capsys.disabled():
         priority = "real-time" if undisturbed else "usual"
         print(f"\n{RATE_HZ} requests/s, blocks of {BLOCK_S:g} s, {priority} priority; ms:")
-        print("service  overhead  send p99      p50      p99   oracle    error   p50 error")
-        overhead_ns = median(block.overhead_ns for block in blocks)
+        print("     D  burst D  compute  unloaded  late p99     p50     p90     p99   by theory")
         for block in blocks:
-            print(line(block, overhead_ns))
-        errors = {q: median(b.error(q, overhead_ns) for b in blocks) for q in (50, 90, 99)}
-        print("median errors: " + ", ".join(f"p{q} {error:+.1%}" for q, error in errors.items()))
+            print(line(block))
+        for name, service in SERVICES.items():
+            print(f"off the queue with {name}: {off(blocks, service)}")
     requests = sum(len(block.run.records) for block in blocks)
     assert requests > 0.95 * BLOCKS * BLOCK_S * RATE_HZ
     assert abs(errors[99]) <= MAX_ERROR
@@ -209,22 +207,37 @@ def test_counting_from_the_send_over_few_connections_would_hide_the_queue(
 ) -> None:
     arrivals_ns = poisson_arrivals(RATE_HZ, BLOCK_S, seed=1)
     with connect(server.endpoint(MODEL), {"x": np.ones(4, np.float32)}) as client:
-        run, service_ns = ask(server, client, OpenLoop(arrivals_ns=arrivals_ns, connections=1))
+        run, _ = ask(server, client, OpenLoop(arrivals_ns=arrivals_ns, connections=1))
     records = run.records
-    expected_ns = stats.percentile_ns(sojourns(arrivals_ns, service_ns), 99)
-    assert np.percentile(records.received_ns - records.sent_ns, 99) < 0.7 * expected_ns
-    assert stats.percentile_ns(records.latencies_ns, 99) > 0.95 * expected_ns
+    at_least_ns = stats.percentile_ns(sojourns(arrivals_ns, COMPUTED_NS), 99)
+    assert np.percentile(records.received_ns - records.sent_ns, 99) < 0.8 * at_least_ns
+    assert stats.percentile_ns(records.latencies_ns, 99) > at_least_ns
 
 
-def line(block: Block, overhead_ns: float) -> str:
-    records = block.run.records
-    late_ms = np.percentile(records.sent_ns - records.scheduled_ns, 99) / 1e6
-    p50, p99 = (stats.percentile_ns(records.latencies_ns, q) / 1e6 for q in (50, 99))
-    oracle = block.oracle_ns(99, overhead_ns) / 1e6
+def off(blocks: Sequence[Block], service: str) -> str:
+    """Return how far the blocks are off, if `service` names what a request occupies."""
+    parts = [
+        f"p{q} {median(block.error(q, getattr(block, service)) for block in blocks):+.1%}"
+        for q in (50, 90, 99)
+    ]
+    long = np.concatenate([b.errors_of_long_waits(getattr(b, service)) for b in blocks])
     return (
-        f"{block.service_ns / 1e6:7.3f}  {block.overhead_ns / 1e6:8.3f}  {late_ms:8.3f} "
-        f"{p50:8.3f} {p99:8.3f} {oracle:8.3f} {block.error(99, overhead_ns):+8.1%}  "
-        f"{block.error(50, overhead_ns):+8.1%}"
+        f"{', '.join(parts)} (median block); of {len(long)} requests that wait "
+        f"{LONG_WAIT_NS / 1e6:g} ms or longer, {np.median(long):+.1%} (median)"
+    )
+
+
+def line(block: Block) -> str:
+    records = block.run.records
+    late_ns = float(np.percentile(records.sent_ns - records.scheduled_ns, 99))
+    took_ns = stats.percentiles_ns(records.latencies_ns, (50, 90, 99))
+    parts_ns = (block.occupancy_ns, block.burst_ns, block.triton_ns, block.unloaded_ns, late_ns)
+    times = "".join(
+        f"{ns / 1e6:{width}.3f}" for ns, width in zip(parts_ns, (6, 9, 9, 10, 10), strict=True)
+    ) + "".join(f"{ns / 1e6:8.3f}" for ns in took_ns)
+    return (
+        f"{times}{np.percentile(block.oracle_ns(block.occupancy_ns), 99) / 1e6:12.3f} "
+        f"{block.error(99, block.occupancy_ns):+7.1%}"
         + (f"  INVALID: {block.run.invalid}" if block.run.invalid else "")
     )
 
@@ -239,3 +252,25 @@ def test_the_oracle_is_the_queue_of_theory(utilisation: float) -> None:
     assert found.high_ns is not None
     assert found.low_ns <= expected_ns <= found.high_ns
     assert found.high_ns / found.low_ns < 1.3
+
+
+@pytest.mark.parametrize("utilisation", [0.4, 0.8])
+def test_what_lies_outside_of_the_queue_is_told_apart_from_what_occupies_it(
+    utilisation: float,
+) -> None:
+    service_ns, there_ns, back_ns = 2_000_000, 400_000, 300_000
+    arrivals_ns = poisson_arrivals(utilisation / service_ns * 1e9, 20, seed=1)
+    left_ns, free_ns = [], 0
+    for arrived_ns in (arrivals_ns + there_ns).tolist():
+        free_ns = max(free_ns, arrived_ns) + service_ns
+        left_ns.append(free_ns)
+    records = Records(
+        scheduled_ns=arrivals_ns,
+        sent_ns=arrivals_ns,
+        received_ns=np.array(left_ns, np.int64) + back_ns,
+        ok=np.ones(len(arrivals_ns), np.bool_),
+    )
+    found_ns = occupancy_ns(records, MARGIN_NS)
+    assert found_ns == pytest.approx(service_ns, rel=1e-6)
+    predicted_ns = sojourns(arrivals_ns, found_ns) + there_ns + back_ns
+    assert np.abs(predicted_ns - records.latencies_ns).max() < 1000

@@ -107,7 +107,7 @@ def _chart(compared: StoredComparison, *, alone: bool) -> Element | None:
     longest = max(text_width(name) for name, _, _ in rows)
     frame, marks = rows_frame(len(rows), left=max(_NAMES[0], min(_NAMES[1], 28 + longest)))
     x = linear_scale(-widest, widest, frame.left, frame.right)
-    marks += x_axis(frame, x, percent_ticks(widest), "change of the candidate, a dot a launch")
+    marks += x_axis(frame, x, percent_ticks(widest), "change, a dot a launch")
     for number, (name, session, launches) in enumerate(rows):
         middle = frame.top + (number + 0.5) * ROW
         reach = min(limit, widest)
@@ -137,11 +137,14 @@ def _chart(compared: StoredComparison, *, alone: bool) -> Element | None:
 
 
 def _shortened(name: str, width: float) -> str:
-    if text_width(name) <= width:
-        return name
-    while text_width(name) + text_width("\N{HORIZONTAL ELLIPSIS}") > width:
-        name = name[:-1]
-    return name + "\N{HORIZONTAL ELLIPSIS}"
+    """Return a name without its middle, where it is too long: it ends in the batch size."""
+    cut = len(name)
+    shown = name
+    while text_width(shown) > width:
+        cut -= 1
+        half = cut // 2
+        shown = f"{name[:half]}\N{HORIZONTAL ELLIPSIS}{name[half - cut :]}"
+    return shown
 
 
 def _marks(launch: ComparedLaunch, middle: float) -> tuple[tuple[str, str, float, float], ...]:

@@ -9,9 +9,10 @@ from xml.etree import ElementTree
 
 import pytest
 
-from hpsbench.report import charts
+from hpsbench.report import charts, comparisons
 from hpsbench.report.contents import Contents
 from hpsbench.report.html import page
+from hpsbench.report.panels import text_width
 from hpsbench.verdict import Outcome
 from tests.scripted import measurement, run_of
 from tests.scripted_load import load_point, loaded_variant
@@ -214,6 +215,15 @@ def test_a_duet_shows_every_launch_on_its_limit_and_what_was_found(text: str) ->
     assert "main (revision 4d84dd7b1c02) \N{RIGHTWARDS ARROW} HEAD (revision cbe677d41e9a)" in part
     assert '<td class="number">97 of 100 (91% to 99%)</td>' in part
     assert part.count("in bursts") == 2
+
+
+def test_a_long_name_keeps_its_batch_size() -> None:
+    long = "a_model_with_a_name_that_no_row_has_room_for-b131072"
+    shown = comparisons._shortened(long, 200)
+    assert shown.startswith("a_model")
+    assert shown.endswith("-b131072")
+    assert text_width(shown) <= 200
+    assert comparisons._shortened("hps_tf-b64", 200) == "hps_tf-b64"
 
 
 def test_a_load_curve_has_its_percentiles_and_its_knee(text: str) -> None:

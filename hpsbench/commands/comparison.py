@@ -15,6 +15,7 @@ from hpsbench.duets.decision import BASELINE, CANDIDATE, DuetPolicy, DuetSession
 from hpsbench.duets.session import LaunchDone, Pair, PairLaunch, SessionDone, run_duets
 from hpsbench.errors import InputsDiffer, RequestError
 from hpsbench.gate import exit_code
+from hpsbench.load.interleaved import look_for_death
 from hpsbench.machine import this_machine
 from hpsbench.report import notation
 from hpsbench.report.duet import OneDuet
@@ -76,7 +77,7 @@ def compare(
     """
     asked = comparison.benchmarks
     lines: DuetLines = OneDuet(asked[0]) if len(asked) == 1 else ManyDuets(asked)
-    answers = _AnswerCheck(comparison.answer_tolerance, lines, say)
+    answers = _AnswerCheck(comparison.answer_tolerance, lines, say, sleep)
     took_s = dict.fromkeys(asked, 0.0)
 
     def on_launch(done: LaunchDone) -> None:
@@ -116,16 +117,26 @@ def compare(
 class _AnswerCheck:
     """Compares both sides' answers, benchmark by benchmark, and keeps what was found."""
 
-    def __init__(self, tolerance: float, lines: DuetLines, say: Callable[[str], None]) -> None:
-        self._tolerance, self._lines, self._say = tolerance, lines, say
+    def __init__(
+        self,
+        tolerance: float,
+        lines: DuetLines,
+        say: Callable[[str], None],
+        sleep: Callable[[float], None],
+    ) -> None:
+        self._tolerance, self._lines, self._say, self._sleep = tolerance, lines, say, sleep
         self.found: dict[DuetBenchmark, str] = {}
         self.refusals: dict[DuetBenchmark, Verdict] = {}
 
     def problem(self, launched: AnsweringPair, benchmark: DuetBenchmark) -> str | None:
-        """Return why a benchmark must not be measured, None where it may."""
+        """Return why a benchmark must not be measured, None where it may.
+
+        Raises ServerDied where one was killed by what it was asked.
+        """
         try:
             answers = launched.answers(benchmark)
         except RequestError as error:
+            look_for_death(launched.check_alive, self._sleep)
             # The requests that are measured meet the same, and tell whose it is.
             text = f"answers cannot be compared: {error.problem}"
             _say_all(self._say, self._lines.answers(benchmark, text, same=False))

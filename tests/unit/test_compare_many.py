@@ -52,7 +52,9 @@ class Host:
         differs: Mapping[str, float] = {},
         takes_else: Sequence[str] = (),
         never_starts: int = 0,
+        dies_answering: str = "",
     ) -> None:
+        self.dies_answering = dies_answering
         self.slower, self.fails, self.dies, self.from_launch = slower, fails, dies, from_launch
         self.differs, self.takes_else, self.never_starts = differs, takes_else, never_starts
         self.rng = np.random.default_rng(7)
@@ -85,6 +87,9 @@ class Host:
 
     def answers(self, benchmark: DuetBenchmark) -> dict[str, Answers]:
         self.examined.append(benchmark.name)
+        if self.dead or benchmark.name == self.dies_answering:
+            self.dead = True
+            raise RequestError("triton cannot be reached", hint="none")
         if benchmark.name in self.takes_else:
             raise InputsDiffer("baseline and candidate take different inputs: ids", hint="compare")
         ones = np.ones((benchmark.batch_size, 1), np.float32)
@@ -227,6 +232,16 @@ def test_whoever_is_asked_when_a_server_dies_ends_and_the_rest_get_another_pair(
     assert sorted(host.asked[1] + host.asked[2]) == sorted(NAMES)
     assert host.asked[1][-1] == "c-b1"
     assert {len(b.launches) for b in compared.benchmarks if b.name != "c-b1"} == {3}
+
+
+def test_whoever_kills_a_server_as_answers_are_compared_ends_alone() -> None:
+    host = Host(dies_answering="c-b1")
+    code, compared, _ = run(host)
+    assert (code, outcomes(compared)) == (10, {"c-b1": "INVALID"})
+    assert text_of(compared, "c-b1") == "c-b1: launch 1: triton (process 7) was killed by signal 9"
+    assert host.starts == [1, 1, 2, 3]
+    assert sorted(host.examined) == sorted(NAMES)
+    assert [len(names) for names in host.asked] == [0, 11, 11, 11]
 
 
 def test_a_server_that_dies_while_it_confirms_ends_that_benchmark_alone() -> None:

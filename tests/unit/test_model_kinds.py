@@ -11,7 +11,7 @@ import pytest
 from hpsbench.baselines import load as load_baselines
 from hpsbench.errors import ConfigError
 from hpsbench.forecast import host_bytes
-from hpsbench.models import variants
+from hpsbench.models import triton_models, variants
 from hpsbench.models.build import build_repository
 from hpsbench.models.kinds import kind_of
 from hpsbench.models.kinds.dlrm import DlrmBuild
@@ -161,7 +161,7 @@ def test_the_tables_are_stored_as_one_by_the_flag_alone(tmp_path: Path) -> None:
 def test_each_table_is_an_input_of_the_served_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(variants, "find_gpus", lambda: ())
+    monkeypatch.setattr(triton_models, "find_gpus", lambda: ())
     build = ManyTablesBuild(TINY, tmp_path, ModelRepository(tmp_path))
     unfused.add_server(build, "fused")
     written = (tmp_path / "fused" / "config.pbtxt").read_text()

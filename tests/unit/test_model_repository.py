@@ -13,11 +13,9 @@ import pytest
 
 from hpsbench.models.kinds.dlrm import DlrmBuild, ps_configuration
 from hpsbench.models.repository import EnsembleStep, ModelRepository, TensorSpec
+from hpsbench.models.triton_models import OUTPUT_SPECS, feature_specs, feature_warm_up
 from hpsbench.models.variants import (
-    OUTPUT_SPECS,
     default_variants,
-    feature_specs,
-    feature_warm_up,
     hps_onnx_fp16,
     native_tf_hybrid,
     registered_variants,

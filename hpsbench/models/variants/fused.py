@@ -23,7 +23,6 @@ def export(build: ManyTablesBuild) -> None:
 VARIANT = Variant(
     name=NAME,
     kind="fusion",
-    title="Fused tables",
     export=export,
     models=(NAME,),
     timed_models=(NAME,),

@@ -10,13 +10,13 @@ import numpy.typing as npt
 from hpsbench.models.dlrm import Batch
 from hpsbench.models.kinds.dlrm import HPS_MODEL, DlrmBuild
 from hpsbench.models.repository import EnsembleStep, TensorSpec
-from hpsbench.models.variants import (
+from hpsbench.models.triton_models import (
     OUTPUT_SPECS,
-    Variant,
     add_savedmodel_server,
     feature_specs,
     keys_of,
 )
+from hpsbench.models.variants import Variant
 
 ENSEMBLE, LOOKUP, DENSE = "hps_ensemble", "hps_ensemble_lookup", "hps_ensemble_dense"
 
@@ -94,7 +94,6 @@ def inputs(batch: Batch) -> dict[str, npt.NDArray[Any]]:
 
 VARIANT = Variant(
     name=ENSEMBLE,
-    title="HPS ensemble",
     export=export,
     models=(LOOKUP, DENSE, ENSEMBLE),
     timed_models=(LOOKUP, DENSE),

@@ -5,7 +5,8 @@ from __future__ import annotations
 from hpsbench.errors import AccuracyError
 from hpsbench.machine import find_gpus
 from hpsbench.models.kinds.dlrm import DlrmBuild
-from hpsbench.models.variants import Variant, add_onnx_server
+from hpsbench.models.triton_models import add_onnx_server
+from hpsbench.models.variants import Variant
 
 NAME = "hps_onnx_fp16"
 
@@ -27,7 +28,6 @@ def left_out() -> str | None:
 
 VARIANT = Variant(
     name=NAME,
-    title="FP16 TRT with HPS",
     export=export,
     models=(NAME,),
     timed_models=(NAME,),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from hpsbench.models.kinds.dlrm import DlrmBuild
-from hpsbench.models.variants import Variant, add_onnx_server
+from hpsbench.models.triton_models import add_onnx_server
+from hpsbench.models.variants import Variant
 
 NAME = "hps_onnx_fp32"
 
@@ -14,7 +15,6 @@ def export(build: DlrmBuild) -> None:
 
 VARIANT = Variant(
     name=NAME,
-    title="FP32 TRT with HPS",
     export=export,
     models=(NAME,),
     timed_models=(NAME,),

@@ -5,12 +5,8 @@ from __future__ import annotations
 import importlib
 
 from hpsbench.models.kinds.dlrm import HPS_MODEL, DlrmBuild
-from hpsbench.models.variants import (
-    Variant,
-    add_savedmodel_server,
-    feature_specs,
-    feature_warm_up,
-)
+from hpsbench.models.triton_models import add_savedmodel_server, feature_specs, feature_warm_up
+from hpsbench.models.variants import Variant
 
 
 def export(build: DlrmBuild) -> None:
@@ -42,7 +38,6 @@ def export(build: DlrmBuild) -> None:
 
 VARIANT = Variant(
     name="hps_tf",
-    title="HPS plugin TF",
     export=export,
     models=("hps_tf",),
     timed_models=("hps_tf",),

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from hpsbench.models.kinds.dlrm import DlrmBuild
-from hpsbench.models.variants import (
-    Variant,
+from hpsbench.models.triton_models import (
     add_savedmodel_server,
     feature_specs,
     feature_warm_up,
     link_savedmodel,
 )
+from hpsbench.models.variants import Variant
 
 
 def export(build: DlrmBuild) -> None:
@@ -24,7 +24,6 @@ def export(build: DlrmBuild) -> None:
 
 VARIANT = Variant(
     name="native_tf",
-    title="Native TF",
     export=export,
     models=("native_tf",),
     timed_models=("native_tf",),

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from hpsbench.machine import find_gpus
 from hpsbench.models.kinds.dlrm import DlrmBuild
-from hpsbench.models.variants import (
-    Variant,
+from hpsbench.models.triton_models import (
     add_savedmodel_server,
     feature_specs,
     feature_warm_up,
     link_savedmodel,
 )
+from hpsbench.models.variants import Variant
 
 NAME = "native_tf_hybrid"
 
@@ -33,7 +33,6 @@ def left_out() -> str | None:
 
 VARIANT = Variant(
     name=NAME,
-    title="Native TF (hybrid)",
     export=export,
     models=(NAME,),
     timed_models=(NAME,),

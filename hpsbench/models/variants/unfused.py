@@ -12,7 +12,8 @@ import numpy.typing as npt
 from hpsbench.models.kinds.fusion import HPS_MODEL, ManyTablesBuild
 from hpsbench.models.many_tables import TableKeys, input_names
 from hpsbench.models.repository import TensorSpec
-from hpsbench.models.variants import Variant, add_savedmodel_server
+from hpsbench.models.triton_models import add_savedmodel_server
+from hpsbench.models.variants import Variant
 
 NAME = "unfused"
 
@@ -77,7 +78,6 @@ def inputs(batch: TableKeys) -> Mapping[str, npt.NDArray[np.int32]]:
 VARIANT = Variant(
     name=NAME,
     kind="fusion",
-    title="Unfused tables",
     export=export,
     models=(NAME,),
     timed_models=(NAME,),

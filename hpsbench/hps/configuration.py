@@ -306,7 +306,7 @@ def configuration_text(path: Path | str) -> str:
     except (OSError, UnicodeDecodeError) as error:
         raise HpsError(
             f"configuration {path} cannot be read: {getattr(error, 'strerror', None) or error}",
-            hint="give the path of the parameter server's JSON file as ps_config_file",
+            hint="give the path of the parameter server's JSON file (ps_config_file, --config)",
         ) from error
 
 

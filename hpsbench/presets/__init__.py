@@ -128,6 +128,9 @@ def _section(preset: str, section: str, cls: type, values: Any) -> Any:
     return cls(**arguments)
 
 
+_KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a string"}
+
+
 def _convert(path: str, wanted: Any, value: Any) -> Any:
     if wanted is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
@@ -140,9 +143,7 @@ def _convert(path: str, wanted: Any, value: Any) -> Any:
             return tuple(value)
         raise ConfigError(f"{path} is {value!r}", hint='write a list of strings: ["zipf"]')
     if type(value) is not wanted:
-        raise ConfigError(
-            f"{path} is {value!r}, a {type(value).__name__}", hint=f"write a {wanted.__name__}"
-        )
+        raise ConfigError(f"{path} is {value!r}", hint=f"write {_KINDS[wanted]}")
     return value
 
 

@@ -39,7 +39,7 @@ def test_a_file_is_a_preset_that_options_change(tmp_path: Path) -> None:
         ("tables = 1\n[load]\nbatch_sizes = [1]\n", "tables is 1", r"write \[tables\]"),
         ("[load]\nbatch_sizes = [1]\n", "tables.num_embeddings is missing", "--set tables"),
         (WHOLE + "[dlrm]\n[fusion]\nnum_tables = 2\n", "describes two models", "leave one"),
-        (WHOLE + "[gate]\nstrict = 1\n", "gate.strict is 1, a int", "write a bool"),
+        (WHOLE + "[gate]\nstrict = 1\n", "gate.strict is 1", "write true or false"),
         (WHOLE.replace("[1, 2]", "[1, 2.5]"), "load.batch_sizes is", "list of integers"),
         (WHOLE.replace("[1, 2]", "[1, 1]"), "load.batch_sizes is", "preset file"),
         (WHOLE + "also_keys = [1]\n", "load.also_keys is", "list of strings"),

@@ -71,7 +71,7 @@ class Inserter {
       try {
         const DeviceScope scope(device_);
         run(job);
-      } catch (const Error&) {  // rows that are not inserted are missed again
+      } catch (...) {  // nothing may leave a thread; rows that are not inserted are missed again
       }
       lock.lock();
       busy_ = false;

@@ -2,7 +2,7 @@
 
 A session keeps each part in a file of its own, written atomically, below
 `<folder>/<run id>/`: killed anywhere, it loses the part that was being measured. The folder goes
-once the run is stored.
+once the run is stored, and every part of it counts.
 """
 
 from __future__ import annotations
@@ -85,6 +85,11 @@ class Checkpoint:
     def num_kept(self) -> int:
         """How many parts are on disk."""
         return len(self._files())
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every part is on disk, so that nothing is left to go on with."""
+        return self.num_kept == self._session.num_parts
 
     def keep(self, part: SessionPart) -> None:
         """Store a part that counts; one with a problem is better measured again.

@@ -251,7 +251,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     except BenchError as error:
         state.problem, state.failed_otherwise = error, True
     else:
-        if state.checkpoint is not None:
+        if state.checkpoint is not None and state.checkpoint.is_whole:
             state.checkpoint.discard()
     session.exitstatus = gate.exit_code(
         run.verdicts,
@@ -297,6 +297,7 @@ def pytest_terminal_summary(
     ]
     for line in lines:
         terminalreporter.write_line(line.text, **line.markup)
+    say_what_is_kept(terminalreporter, state)
     if state.problem is not None:
         terminalreporter.write_line(f"error: {state.problem}", red=True)
 

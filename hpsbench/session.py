@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol, TypeAlias
 
 from hpsbench.config import LoadConfig, Suite
-from hpsbench.errors import ConfigError
+from hpsbench.errors import ConfigError, ServerDied
 from hpsbench.load.interleaved import Interleaved, Participant, ParticipantRun
 from hpsbench.load.traced import run_traced
 from hpsbench.measurements import Measurement, Observation, assemble, observe
@@ -109,9 +109,10 @@ def run_session(
 
     `watch` tells what the machine did meanwhile. `on_part` is given what each launch says of a
     batch size as soon as it is measured; what is already in `kept` is not measured again, and a
-    launch of which everything is kept is not started. Returns the measurements by the plan's keys,
-    in its order. Raises ConfigError for an empty plan or where a launch lacks a participant that
-    `needed` names; ServerDied as soon as a server is found dead, and whatever starting one raises.
+    launch of which everything is kept is not started. A server that is found dead ends the session:
+    what was not measured by then is invalid. Returns the measurements by the plan's keys, in its
+    order. Raises ConfigError for an empty plan or where a launch lacks a participant that `needed`
+    names, and whatever starting a server raises.
     """
     load, reference = suite.load, kind_of(suite).reference
     _check(load, plan)
@@ -122,33 +123,46 @@ def run_session(
         for number in range(1, load.launches + 1)
     }
     estimate = _Estimate(missing, clock_ns)
-    for number, left in missing.items():
-        if not left:
-            continue
+
+    def measure_launch(number: int) -> str | None:
+        """Measure what is missing of a launch; return how its server died, None if it lives."""
         progress(estimate.starts(number, None))
         with launch() as launched:
-            for phase in left:
-                size, keys = phase
-                progress(estimate.starts(number, phase))
-                loop = Interleaved(
-                    rounds=load.rounds,
-                    in_a_row=load.in_a_row,
-                    warmup_requests=load.warmup_requests,
-                    min_requests=load.min_requests,
-                    measure_s=load.measure_s,
-                    seed=load.seed + number * len(phases) + phases.index(phase),
-                    clock_ns=clock_ns,
-                    sleep=sleep,
-                )
-                before = launched.lookups()
-                with watch() as watched:
-                    names = needed(plan, size, keys, reference=reference)
-                    traced = _traced(loop, load)
-                    run = run_batch_size(loop, launched, names, size, keys, traced=traced)
-                rates = hit_rates(before, launched.lookups())
-                part = _part(load, plan, reference, number, phase, run, watched.telemetry, rates)
-                parts[number, phase] = part
-                on_part(part)
+            try:
+                for phase in missing[number]:
+                    progress(estimate.starts(number, phase))
+                    part = measure_phase(number, phase, launched)
+                    parts[number, phase] = part
+                    on_part(part)
+            except ServerDied as dead:
+                return f"launch {number}: {dead.problem}"
+        return None
+
+    def measure_phase(number: int, phase: tuple[int, str], launched: VariantLaunch) -> SessionPart:
+        size, keys = phase
+        loop = Interleaved(
+            rounds=load.rounds,
+            in_a_row=load.in_a_row,
+            warmup_requests=load.warmup_requests,
+            min_requests=load.min_requests,
+            measure_s=load.measure_s,
+            seed=load.seed + number * len(phases) + phases.index(phase),
+            clock_ns=clock_ns,
+            sleep=sleep,
+        )
+        before = launched.lookups()
+        with watch() as watched:
+            names = needed(plan, size, keys, reference=reference)
+            traced = _traced(loop, load)
+            run = run_batch_size(loop, launched, names, size, keys, traced=traced)
+        rates = hit_rates(before, launched.lookups())
+        return _part(load, plan, reference, number, phase, run, watched.telemetry, rates)
+
+    for number, left in missing.items():
+        death = measure_launch(number) if left else None
+        if death is not None:
+            parts = _lost(plan, missing, death) | parts
+            break
     return {
         (variant, size): assemble(
             [
@@ -203,6 +217,27 @@ def _part(
             for variant in _rows(plan, batch_size, keys)
         ),
     )
+
+
+def _lost(
+    plan: Plan, missing: Mapping[int, Sequence[tuple[int, str]]], death: str
+) -> dict[tuple[int, tuple[int, str]], SessionPart]:
+    """Return what is said of all that was missing, where a server's death ended the session."""
+    return {
+        (number, (size, keys)): SessionPart(
+            launch=number,
+            batch_size=size,
+            keys=keys,
+            observations=tuple(
+                Observation(
+                    variant=row, number=number, launch=None, problem=death, interleaved_with=()
+                )
+                for row in _rows(plan, size, keys)
+            ),
+        )
+        for number, left in missing.items()
+        for size, keys in left
+    }
 
 
 def hit_rates(

@@ -11,7 +11,7 @@ from hpsbench import runs
 
 pytest_plugins = ["pytester"]
 
-#: Counts launches, and is interrupted in the one that script.json names.
+#: Counts launches, and is interrupted, or loses its server, in the one that script.json names.
 BENCHMARKS = """
 import json, pathlib, pytest
 from hpsbench.plugin import OPTIONS_KEY
@@ -19,7 +19,7 @@ from hpsbench.session import run_session
 from hpsbench.workload import benchmark_id
 from tests.unit.test_session import FakeHost
 
-STOPS = json.loads(pathlib.Path("script.json").read_text())["interrupted_in"]
+SCRIPT = json.loads(pathlib.Path("script.json").read_text())
 PLACES = [(v, size) for v in ("native_tf", "hps_tf") for size in (7, 64)]
 
 @pytest.fixture(scope="session")
@@ -29,8 +29,9 @@ def measured(pytestconfig, open_checkpoint, progress):
     kept = open_checkpoint(plan)
 
     def interrupt(seen):
-        if (seen.launch, seen.batch_size) == (STOPS, 64):
+        if (seen.launch, seen.batch_size) == (SCRIPT["interrupted_in"], 64):
             raise KeyboardInterrupt
+        host.dead = (seen.launch, seen.batch_size) == (SCRIPT["dies_in"], 64)
         progress(seen)
 
     found = run_session(
@@ -58,8 +59,11 @@ def interrupted(project: pytest.Pytester) -> pytest.Pytester:
     return project
 
 
-def run(project: pytest.Pytester, *arguments: str, stops: int = 0) -> pytest.RunResult:
-    (project.path / "script.json").write_text(json.dumps({"interrupted_in": stops}))
+def run(
+    project: pytest.Pytester, *arguments: str, stops: int = 0, dies: int = 0
+) -> pytest.RunResult:
+    script = {"interrupted_in": stops, "dies_in": dies}
+    (project.path / "script.json").write_text(json.dumps(script))
     return project.runpytest_inprocess("--preset=smoke", "bench", *arguments, no_reraise_ctrlc=True)
 
 
@@ -77,6 +81,23 @@ def test_a_session_goes_on_and_its_run_says_so(interrupted: pytest.Pytester) -> 
     assert run_file.resumed is not None
     assert {len(r.measurement.launches) for r in run_file.results} == {2}
     assert kept(interrupted) == []
+
+
+def test_a_dead_server_is_invalid_and_what_was_measured_is_kept(project: pytest.Pytester) -> None:
+    (project.mkdir("bench") / "test_latency.py").write_text(BENCHMARKS)
+    result = run(project, dies=2)
+    assert result.ret == 10
+    result.assert_outcomes(passed=2, failed=2)
+    result.stdout.fnmatch_lines(
+        [
+            "INVALID       smoke-*-b64, smoke-*-b64: launch 2: triton ended with status -9",
+            "verdicts: 2 INVALID, 2 NO_BASELINE",
+            "hpsbench: 3 of 4 parts are measured and kept; the same command with --resume goes *",
+        ]
+    )
+    assert run(project, "--resume").ret == 0
+    assert (project.path / "started").read_text() == "1"
+    assert kept(project) == []
 
 
 def test_a_session_that_begins_anew_tells_of_the_other(interrupted: pytest.Pytester) -> None:

@@ -16,7 +16,7 @@ from hpsbench.load.interleaved import Participant
 from hpsbench.servers.endpoint import Endpoint
 from hpsbench.servers.statistics import LookupCount
 from hpsbench.servers.traces import RequestTrace
-from hpsbench.session import NUMPY, Progress, needed, reference_of, run_session
+from hpsbench.session import NUMPY, Progress, SessionPart, needed, reference_of, run_session
 from hpsbench.workload import row_of
 
 MS = 1_000_000
@@ -206,11 +206,38 @@ def test_a_dead_server_ends_the_session_at_once_and_is_stopped() -> None:
     def die(progress: Progress) -> None:
         host.dead = (progress.launch, progress.batch_size) == (2, 4)
 
-    with pytest.raises(ServerDied):
-        run(host, progress=die)
+    kept: list[SessionPart] = []
+    measurements = run(host, progress=die, on_part=kept.append)
     assert (host.started, host.stopped) == (2, 2)
     assert host.open == set()
     assert sum(n for (_, size), n in host.asked.items() if size == 4) == 15 * 4 + 1
+    for (_, size), found in measurements.items():
+        assert found.invalid == "launch 2: triton ended with status -9"
+        assert [launch.launch for launch in found.launches] == ([1, 2] if size == 1 else [1])
+    assert [(part.launch, part.batch_size) for part in kept] == [(1, 1), (1, 4), (2, 1)]
+    # What was whole by then is judged.
+    host = FakeHost()
+
+    def die_last(progress: Progress) -> None:
+        host.dead = (progress.launch, progress.batch_size) == (3, 4)
+
+    found = run(host, progress=die_last)
+    assert {m.invalid is None for (_, size), m in found.items() if size == 1} == {True}
+    assert {m.invalid for (_, size), m in found.items() if size == 4} == {
+        "launch 3: triton ended with status -9"
+    }
+
+
+def test_a_server_that_dies_while_it_starts_is_an_error() -> None:
+    host = FakeHost()
+
+    @contextmanager
+    def dying() -> Iterator[FakeHost]:
+        raise ServerDied("triton exited with 1 before it had loaded hps_tf", hint="")
+        yield host
+
+    with pytest.raises(ServerDied):
+        run_session(SUITE, PLAN, dying, clock_ns=host.clock_ns, sleep=host.sleep)
 
 
 def test_a_missing_reference_is_an_error_that_names_it() -> None:

@@ -21,7 +21,7 @@ from hpsbench.hps.budget import forecast
 from hpsbench.hps.configuration import read_configuration
 from hpsbench.machine import this_machine
 from hpsbench.report import budget, files, html, junit, markdown, stored
-from hpsbench.report.contents import earlier_runs, gather
+from hpsbench.report.contents import earlier_runs, gather, gather_apart
 from hpsbench.report.results import results_files
 from hpsbench.verdict import Outcome
 
@@ -304,6 +304,9 @@ def _report(given: argparse.Namespace) -> int:
             files.write(given.results / name, text)
             print(f"wrote {given.results / name}", file=sys.stderr)
         return EXIT_PASSED
+    named = given.runs or given.junit or given.markdown
+    if not named and not any(given.runs_dir.glob("*.json")) and _report_without_run(given):
+        return EXIT_PASSED
     chosen = sorted(_chosen_runs(given), key=lambda run: run.run_id)
     run = chosen.pop()
     earlier = chosen if given.runs[1:] else earlier_runs(given.runs_dir, run)
@@ -323,6 +326,18 @@ def _report(given: argparse.Namespace) -> int:
         files.write(path, build(contents))
         print(f"wrote {path}", file=sys.stderr)
     return EXIT_PASSED
+
+
+def _report_without_run(given: argparse.Namespace) -> bool:
+    """Write what `load`, `compare` and `selftest` stored; returns whether there was any."""
+    machine = this_machine().cls
+    apart = gather_apart(machine, given.runs_dir.parent)
+    if apart.empty:
+        return False
+    path = given.html or given.runs_dir.parent / files.HTML_NAME
+    files.write(path, html.page_without_run(machine, apart))
+    print(f"wrote {path}: no session is stored, so of what commands measured", file=sys.stderr)
+    return True
 
 
 def _doctor(given: argparse.Namespace) -> int:

@@ -22,19 +22,30 @@ MOST_COMPARISONS = 6
 
 
 @dataclass(frozen=True, kw_only=True)
-class Contents:
+class Apart:
+    """What was measured on a class of machine by commands, without a session's run."""
+
+    comparisons: Sequence[StoredComparison] = ()
+    selftests: Sequence[SelfTest] = ()
+    loads: Sequence[LoadResult] = ()
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing of it was measured."""
+        return not (self.comparisons or self.selftests or self.loads)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contents(Apart):
     """A run, the baselines of its benchmarks without itself, publications, and earlier runs.
 
-    `comparisons`, `selftests` and `loads` are what else was measured on this class of machine.
+    What else is in it was measured apart from the run, on its class of machine.
     """
 
     run: Run
     baselines: Mapping[str, Baseline]
     publications: Sequence[Publication]
     earlier: Sequence[Run]
-    comparisons: Sequence[StoredComparison] = ()
-    selftests: Sequence[SelfTest] = ()
-    loads: Sequence[LoadResult] = ()
 
 
 def gather(
@@ -44,23 +55,23 @@ def gather(
 
     Raises BaselineError for a baseline or a publication that cannot be read.
     """
+    apart = Apart() if beside is None else gather_apart(run.machine.cls, beside)
     return Contents(
         run=run,
         baselines=_beside(run, baselines.load(baselines_folder, run.machine.cls).here),
         publications=published.load(baselines_folder),
         earlier=earlier,
-        comparisons=() if beside is None else _comparisons(beside, run.machine.cls),
-        selftests=() if beside is None else _selftests(beside, run.machine.cls),
-        loads=() if beside is None else _loads(beside, run.machine.cls),
+        **vars(apart),
     )
 
 
-def _loads(beside: Path, machine: str) -> list[LoadResult]:
-    return load_results.newest(beside / load_results.FOLDER.name, machine, MOST_COMPARISONS)
-
-
-def _comparisons(beside: Path, machine: str) -> list[StoredComparison]:
-    return comparisons.newest(beside / comparisons.FOLDER.name, machine, MOST_COMPARISONS)
+def gather_apart(machine: str, beside: Path) -> Apart:
+    """Return what commands have stored below a folder for a class of machine."""
+    return Apart(
+        comparisons=comparisons.newest(beside / comparisons.FOLDER.name, machine, MOST_COMPARISONS),
+        selftests=_selftests(beside, machine),
+        loads=load_results.newest(beside / load_results.FOLDER.name, machine, MOST_COMPARISONS),
+    )
 
 
 def _selftests(beside: Path, machine: str) -> list[SelfTest]:

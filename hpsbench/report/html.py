@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from importlib import resources
+from importlib import metadata, resources
 
 from hpsbench import figures
 from hpsbench.figures import Figures
 from hpsbench.measurements import Measurement
 from hpsbench.report import charts, comparisons, load_section, notation
-from hpsbench.report.contents import Contents
+from hpsbench.report.contents import Apart, Contents
 from hpsbench.report.elements import Content, Element, element, html_document
 from hpsbench.report.forest import forest_span
 from hpsbench.report.machine import hit_rate_table, machine_section, watched_of
@@ -22,14 +22,39 @@ from hpsbench.report.tables import (
     stage_table,
     verdict_group,
 )
-from hpsbench.runs import Run
+from hpsbench.runs import LoadMeasurement, Run
 from hpsbench.workload import split_row
 
 
 def page(contents: Contents) -> str:
     """Return the report of a run."""
     run = contents.run
-    title = f"{notation.headline(run.verdicts)} - hpsbench {run.preset}"
+    return _page(
+        f"{notation.headline(run.verdicts)} - hpsbench {run.preset}",
+        _header(run),
+        _sections(contents),
+        f"hpsbench {run.machine.versions.get('hpsbench', '')}, run {run.run_id}",
+    )
+
+
+def page_without_run(machine: str, apart: Apart) -> str:
+    """Return the report of what commands measured on a class of machine, where no run is stored."""
+    sections = [*_loads((), apart), *_comparisons(apart)]
+    title = " and ".join(name for name, _ in sections).capitalize()
+    header = element(
+        "header",
+        element("p", "hpsbench report", class_="overline"),
+        element("h1", title),
+        element("p", "on ", element("b", machine), "; no session is stored", class_="meta"),
+    )
+    return _page(
+        f"{title} - hpsbench", header, sections, f"hpsbench {metadata.version('hpsbench')}"
+    )
+
+
+def _page(
+    title: str, header: Element, sections: Sequence[tuple[str, list[Content]]], footer: str
+) -> str:
     style = (resources.files("hpsbench.report") / "page.css").read_text("utf-8")
     head = element(
         "head",
@@ -41,14 +66,13 @@ def page(contents: Contents) -> str:
         element("title", title),
         element("style", style),
     )
-    sections = _sections(contents)
     links = [element("a", name, href=f"#{_anchor(name)}") for name, _ in sections]
     body = element(
         "body",
-        _header(run),
+        header,
         element("nav", links, aria_label="Sections"),
         element("main", [_section(name, parts) for name, parts in sections]),
-        element("footer", f"hpsbench {run.machine.versions.get('hpsbench', '')}, run {run.run_id}"),
+        element("footer", footer),
     )
     return html_document(head, body)
 
@@ -108,7 +132,7 @@ def _sections(contents: Contents) -> list[tuple[str, list[Content]]]:
         parts.append(("Distribution", [_lead(lead), legend, _grid(panels)]))
     parts += _stages(by_place, variants)
     parts += _hit_rates(run)
-    parts += _loads(contents)
+    parts += _loads(run.loads, contents)
     parts += _comparisons(contents)
     parts += _history(contents, variants)
     watched = watched_of(run)
@@ -219,25 +243,25 @@ def _hit_rates(run: Run) -> list[tuple[str, list[Content]]]:
     return [("Hit rates", [_lead(text), table])]
 
 
-def _loads(contents: Contents) -> list[tuple[str, list[Content]]]:
-    curves = load_section.shown_curves(contents.run.loads, contents.loads)
+def _loads(measured: Sequence[LoadMeasurement], apart: Apart) -> list[tuple[str, list[Content]]]:
+    curves = load_section.shown_curves(measured, apart.loads)
     if not curves:
         return []
-    lead = element("p", *sentence(load_section.LEAD), class_="lead")
+    lead = element("p", *sentence(load_section.lead(of_run=bool(measured))), class_="lead")
     tables = load_section.load_tables(curves)
     return [("Load", [lead, _grid(load_section.load_panels(curves)), *tables])]
 
 
-def _comparisons(contents: Contents) -> list[tuple[str, list[Content]]]:
+def _comparisons(apart: Apart) -> list[tuple[str, list[Content]]]:
     parts: list[Content] = []
-    if contents.comparisons:
+    if apart.comparisons:
         parts += [element("p", *sentence(comparisons.LEAD), class_="lead"),
-                  _grid(comparisons.comparison_panels(contents.comparisons))]  # fmt: skip
-    if contents.selftests:
+                  _grid(comparisons.comparison_panels(apart.comparisons))]  # fmt: skip
+    if apart.selftests:
         text = "What such comparisons tell apart on this machine, by its `hpsbench selftest`: how "
         text += "often each injected change was found, with the 95% interval of the rate."
         parts += [element("p", *sentence(text), class_="lead")]
-        parts += [comparisons.selftest_table(contents.selftests)]
+        parts += [comparisons.selftest_table(apart.selftests)]
     return [("Comparisons", parts)] if parts else []
 
 

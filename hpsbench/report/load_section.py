@@ -14,14 +14,6 @@ from hpsbench.report.tables import facts, plain_table
 from hpsbench.runs import LoadMeasurement
 from hpsbench.stats import Percentile
 
-LEAD = (
-    "Requests leave at their times whatever came back, and latency counts from then: of this "
-    "run's variants, and of `hpsbench load` on this class of machine, newest first. Filled marks "
-    "are p99, hollow ones p50, each with its 95% interval; rates that the server did not keep up "
-    "with have none. The upright line is the knee, the highest rate whose p99 is within the limit "
-    "(the level line)."
-)
-
 
 @dataclass(frozen=True, kw_only=True)
 class ShownCurve:
@@ -30,6 +22,18 @@ class ShownCurve:
     title: str
     measured: str
     curve: LoadCurve
+
+
+def lead(*, of_run: bool) -> str:
+    """Return what the curves are and how to read them; some are `of_run`, or all of the command."""
+    whose = "of this run's variants, and of" if of_run else "curves of"
+    return (
+        "Requests leave at their times whatever came back, and latency counts from then: "
+        f"{whose} `hpsbench load` on this class of machine, newest first. Filled marks are p99, "
+        "hollow ones p50, each with its 95% interval; rates that the server did not keep up with "
+        "have none. The upright line is the knee, the highest rate whose p99 is within the limit "
+        "(the level line)."
+    )
 
 
 def shown_curves(

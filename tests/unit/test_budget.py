@@ -160,6 +160,27 @@ def test_a_table_takes_on_a_gpu_what_was_forecast(
     assert (table.gpu_bytes, table.page_locked_bytes) == (found.device_bytes, found.host_bytes)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"gpucacheper": 1.0},
+        {"gpucacheper": 0.3},
+        {"embedding_cache_type": "static"},
+        {"embedding_cache_type": "uvm", "gpucacheper": 0.5},
+    ],
+    ids=["whole", "part", "static", "uvm"],
+)
+def test_a_cache_needs_what_the_forecast_says(tmp_path: Path, options: dict[str, Any]) -> None:
+    names = ["range", "scattered"]
+    path = write(tmp_path, names, **options)
+    [model] = budget.forecast(read_configuration(path)).models
+    needed = budget.cache_budget(model.model, [KEYS[name] for name in names])
+    assert (needed.gpu_bytes, needed.page_locked_bytes) == (
+        model.gpu_bytes, model.page_locked_bytes
+    )  # fmt: skip
+    assert needed.gpu_bytes > 0
+
+
 def test_lookups_of_a_part_of_the_rows_need_memory_beside_them(tmp_path: Path) -> None:
     def lookups(**options: Any) -> tuple[int, int]:
         path = write(tmp_path, ["range"], **options)

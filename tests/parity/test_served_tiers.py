@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from hpsbench.config import ServerConfig
+from hpsbench.errors import RequestError
 from hpsbench.load.client import connect
 from hpsbench.machine import find_gpus
 from hpsbench.models.repository import ModelRepository, TensorSpec
@@ -115,3 +116,24 @@ def test_a_served_lookup_answers_with_the_rows_of_any_tier(
                 np.testing.assert_array_equal(client.infer()["OUTPUT0"], rows)
     assert len(expected[0]) == NUM_KEYS * sum(DIMS)
     assert all(np.isin(DEFAULTS, expected[0]))
+
+
+@pytest.mark.parametrize(
+    ("num_keys", "problem"),
+    [
+        (np.empty((0, 3), np.int32), r"NUMKEYS is int32\[0\]"),
+        (np.array([[1, 2]], np.int32), r"NUMKEYS is int32\[2\]"),
+        (np.array([[1, 1, 2]], np.int32), r"NUMKEYS \[1, 1, 2\] and 3 keys disagree"),
+        (np.array([[4, -1, 0]], np.int32), r"NUMKEYS \[4, -1, 0\] and 3 keys disagree"),
+    ],
+)
+def test_counts_that_do_not_fit_are_named(
+    server: TritonServer, num_keys: np.ndarray, problem: str
+) -> None:
+    request = {"KEYS": np.zeros((1, 3), np.int64), "NUMKEYS": num_keys}
+    endpoint = server.endpoint("mapped_cpu")
+    with (
+        connect(endpoint, [request], protocol="http", timeout_s=60) as client,
+        pytest.raises(RequestError, match=problem),
+    ):
+        client.infer()

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpsbench.servers.backend.batch_parts import LARGEST, SMALLEST, bucket_of, buckets, parts
+from hpsbench.servers.backend.batch_parts import LARGEST, SMALLEST, Part, bucket_of, buckets, parts
+from hpsbench.servers.backend.device_dlrm import DeviceDlrm
 from hpsbench.servers.backend.stages import StageClock
 from hpsbench.servers.statistics import parse_metrics, stage_ns
 
@@ -32,6 +37,28 @@ def test_a_bucket_is_the_next_power_of_two(count: int, bucket: int) -> None:
 def test_buckets_are_few() -> None:
     assert buckets(131_072) == [SMALLEST << n for n in range(10)]
     assert buckets(1) == [SMALLEST]
+
+
+def test_after_a_part_that_failed_no_thread_writes_features_any_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    dlrm, begun, ended = object.__new__(DeviceDlrm), [], []
+    dlrm._pool = ThreadPoolExecutor(2)
+
+    def stage(part: Part, *_: object) -> Part:
+        begun.append(part)
+        time.sleep(0.05)
+        ended.append(part)
+        return part
+
+    monkeypatch.setattr(dlrm, "_stage", stage)
+    batch = np.zeros((8 * LARGEST, 1), np.int32)
+    with dlrm._pool:
+        staged = dlrm._staged_parts(batch, batch.astype(np.float32))
+        assert next(iter(staged)).first == 0
+        staged.close()  # as an exception of whoever works on the parts does
+        assert sorted(p.first for p in begun) == sorted(p.first for p in ended)
+        assert len(begun) < 8
 
 
 def test_stages_wait_for_the_device_and_add_up(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,8 +6,8 @@ page-locked memory.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Generator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
 import numpy as np
@@ -119,7 +119,7 @@ class DeviceDlrm:
 
     def _staged_parts(
         self, keys: npt.NDArray[np.int32], numerical: npt.NDArray[np.float32]
-    ) -> Iterator[Part]:
+    ) -> Generator[Part, None, None]:
         """Yield the parts in order, each when its features are in page-locked memory."""
         if len(keys) <= LARGEST:
             for part in parts(len(keys)):
@@ -128,8 +128,14 @@ class DeviceDlrm:
         staged: list[Future[Part]] = [
             self._pool.submit(self._stage, part, keys, numerical) for part in parts(len(keys))
         ]
-        for future in staged:
-            yield future.result()
+        try:
+            for future in staged:
+                yield future.result()
+        finally:
+            # Where a part failed: no thread may still write when the next request comes.
+            for future in staged:
+                future.cancel()
+            wait(staged)
 
     def _stage(
         self, part: Part, keys: npt.NDArray[np.int32], numerical: npt.NDArray[np.float32]

@@ -39,7 +39,8 @@ class TritonPythonModel:
 
     def _respond(self, request: Any) -> Any:
         keys = pb_utils.get_input_tensor_by_name(request, "KEYS").as_numpy().reshape(-1)
-        num_keys = pb_utils.get_input_tensor_by_name(request, "NUMKEYS").as_numpy()[0]
+        # Row 0; where a client sends none, `lookup_flat` says what it must be.
+        num_keys = pb_utils.get_input_tensor_by_name(request, "NUMKEYS").as_numpy()[:1].reshape(-1)
         try:
             if self._on_gpu is not None:
                 vectors = self._on_gpu.lookup_flat(keys, num_keys)

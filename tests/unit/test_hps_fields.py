@@ -7,7 +7,7 @@ import types
 import typing
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from hpsbench import hps
@@ -116,7 +116,6 @@ def test_a_value_against_its_rule_is_refused_by_the_fields_name(path, kind, rule
         assert_refused(path, int(value) if kind is int else value)
 
 
-@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
 @given(value=st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
     | st.text(max_size=5),
@@ -205,7 +204,6 @@ persistent_databases = values_of(
 ).map(lambda values: PersistentDatabase(**values))
 
 
-@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
 @given(
     models=st.lists(models(), min_size=1, max_size=2, unique_by=lambda m: m.model).map(tuple),
     supportlonglong=st.booleans(),

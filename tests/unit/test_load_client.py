@@ -200,7 +200,7 @@ def test_answers_larger_than_the_buffer_and_of_changing_size_are_read_whole() ->
 
 
 @given(shape=st.tuples(st.integers(1, 50), st.integers(1, 50)), seed=st.integers(0, 2**31))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_any_output_comes_back_bit_for_bit(shape: tuple[int, int], seed: int) -> None:
     output = np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
     with client_of([[answer(output)], [answer(-output)]]) as client:

@@ -343,6 +343,8 @@ def _report_without_run(given: argparse.Namespace) -> bool:
 def _doctor(given: argparse.Namespace) -> int:
     # Checking imports TensorFlow, which the other commands do without and which chatters.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    # As in `onnx_engine`.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     from hpsbench.commands.check import render
     from hpsbench.commands.doctor import run_checks
     from hpsbench.commands.memory_checks import memory_checks

@@ -20,6 +20,7 @@ from hpsbench.models.build import Build
 from hpsbench.models.kinds import Batch, kind_of
 from hpsbench.models.variants import Variant
 from hpsbench.presets import load_suite
+from hpsbench.servers.attach import attach
 from hpsbench.servers.endpoint import Endpoint
 from hpsbench.servers.statistics import LookupCount
 from hpsbench.servers.triton import TritonServer, running_triton
@@ -106,6 +107,15 @@ def served_variants(build: Build, *, log: Path) -> Iterator[ServedVariants]:
     models = [model for variant in build.variants for model in variant.models]
     with running_triton(build.repository.root, models, build.suite.servers, log=log) as server:
         yield ServedVariants(build, server)
+
+
+def require_server(suite: Suite) -> None:
+    """Raise ServerError unless the server at a URL answers, where `servers.triton` is one.
+
+    For before models are built, which may take minutes.
+    """
+    if "://" in suite.servers.triton:
+        attach(suite.servers.triton)
 
 
 def variant_engine(variant: Variant, engines: Mapping[str, str]) -> str | None:

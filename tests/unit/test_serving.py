@@ -5,16 +5,27 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from hpsbench.errors import ServerError
 from hpsbench.models.kinds.dlrm import DlrmBuild
 from hpsbench.models.repository import ModelRepository
 from hpsbench.presets import load_suite
+from hpsbench.servers.launch import held_port
 from hpsbench.serving import (
     DISTINCT_REQUESTS,
     NUMPY_SAMPLES,
     numpy_reference,
     parity_suite,
     request_batches,
+    require_server,
 )
+
+
+def test_a_server_that_does_not_answer_is_told_before_anything_is_built() -> None:
+    with held_port() as port:
+        url = f"http://127.0.0.1:{port}"
+        with pytest.raises(ServerError, match=f"no answer from triton at {url}"):
+            require_server(load_suite("smoke", [f"servers.triton={url}"]))
+    require_server(load_suite("smoke"))
 
 
 class RowsAsked(DlrmBuild):

@@ -60,30 +60,29 @@ class ServedVariants:
         batches = request_batches(self.build.suite, batch_size, keys)
         engines = self.server.engines()
         tracing = self.server.tracing()
-        served = []
-        for variant in self.build.variants:
-            client = self.client(variant, batches)
-            served.append(
-                Participant(
-                    name=row_of(variant.name, keys),
-                    send=client.send,
-                    endpoint=self.endpoint(variant),
-                    statistics=self.server.statistics,
-                    engine=variant_engine(variant, engines),
-                    tracing=tracing,
-                    close=client.close,
+        found: list[Participant] = []
+        try:
+            for variant in self.build.variants:
+                client = self.client(variant, batches)
+                found.append(
+                    Participant(
+                        name=row_of(variant.name, keys),
+                        send=client.send,
+                        endpoint=self.endpoint(variant),
+                        statistics=self.server.statistics,
+                        engine=variant_engine(variant, engines),
+                        tracing=tracing,
+                        close=client.close,
+                    )
                 )
-            )
+            send = numpy_reference(self.build, batches)
+        except BaseException:
+            for participant in found:
+                participant.close()
+            raise
         # It varies least with one thread: of two, one is always waiting for the other.
         limit = threadpoolctl.threadpool_limits(1)
-        return [
-            *served,
-            Participant(
-                name=NUMPY,
-                send=numpy_reference(self.build, batches),
-                close=limit.restore_original_limits,
-            ),
-        ]
+        return [*found, Participant(name=NUMPY, send=send, close=limit.restore_original_limits)]
 
     def lookups(self) -> dict[str, dict[str, LookupCount]]:
         """Return what each variant's lookups counted so far, by tier, of those that tell."""

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,11 +10,14 @@ import pytest
 from hpsbench.errors import ServerError
 from hpsbench.models.kinds.dlrm import DlrmBuild
 from hpsbench.models.repository import ModelRepository
+from hpsbench.models.variants import Variant, select_variants
 from hpsbench.presets import load_suite
 from hpsbench.servers.launch import held_port
+from hpsbench.servers.triton import TritonServer
 from hpsbench.serving import (
     DISTINCT_REQUESTS,
     NUMPY_SAMPLES,
+    ServedVariants,
     numpy_reference,
     parity_suite,
     request_batches,
@@ -78,3 +83,25 @@ def test_the_numpy_reference_takes_batches_in_turn_and_the_head_of_large_ones(
     asked = build.__dict__["asked"]
     for keys, batch in zip(asked, [*batches, batches[0]], strict=True):
         np.testing.assert_array_equal(keys, batch.categorical[:NUMPY_SAMPLES])
+
+
+def test_where_a_client_cannot_connect_those_before_it_are_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    suite = load_suite("smoke")
+    variants = tuple(select_variants(["native_tf", "hps_tf"], suite))
+    build = DlrmBuild(suite, tmp_path, ModelRepository(tmp_path), variants)
+    config = dataclasses.replace(suite.servers, triton="http://127.0.0.1:1")
+    server = TritonServer(http="127.0.0.1:1", grpc=None, metrics=None, config=config)
+    monkeypatch.setattr(TritonServer, "tracing", lambda _: None)
+    closed = []
+
+    def client(_: ServedVariants, variant: Variant, __: object) -> SimpleNamespace:
+        if variant.name == "hps_tf":
+            raise ServerError("gone", hint="")
+        return SimpleNamespace(send=None, close=lambda: closed.append(variant.name))
+
+    monkeypatch.setattr(ServedVariants, "client", client)
+    with pytest.raises(ServerError, match="gone"):
+        ServedVariants(build=build, server=server).participants(7)
+    assert closed == ["native_tf"]

@@ -214,8 +214,8 @@ class _Session(Generic[P]):
             clock_ns=self._clock_ns,
             sleep=self._sleep,
         )
-        # Where the time goes is asked only once there is a change to explain.
-        traced = replace(loop, min_requests=TRACED, max_requests=TRACED)
+        # Where the time goes is asked only once there is a change to explain; all is warm by then.
+        traced = replace(loop, warmup_requests=1, min_requests=TRACED, max_requests=TRACED)
         with self._watch() as watched:
             begun_ns = self._clock_ns()
             asked = launched.participants(benchmark)

@@ -1,6 +1,7 @@
 """HpsConcatLookup: rows of several tables side by side, on the CPU and on a GPU."""
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -74,6 +75,32 @@ def test_rows_stand_side_by_side(tmp_path, shape, dtype):
     with tf.device("/CPU:0"):
         rows = ask(tables, [tf.constant(x, dtype) for x in ids])
     np.testing.assert_array_equal(rows, expected(tables, ids))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_tables_with_tiers_stand_side_by_side(tmp_path, shape):
+    """Rows that the mapped ones do not answer alone go through memory of their own."""
+    dims, keys_per_sample, samples = SHAPES[shape]
+    tables = prepare(tmp_path, dims)
+    new = np.array([-3, int(KEYS[0])])
+    changed = []
+    for number, table in enumerate(tables):
+        rows = np.full((2, table.rows.shape[1]), number + 0.25, np.float32)
+        hps.update("m", number, new, rows)
+        kept = ~np.isin(table.keys, new)
+        changed.append(
+            replace(
+                table,
+                keys=np.append(table.keys[kept], new),
+                rows=np.append(table.rows[kept], rows, axis=0),
+            )
+        )
+    ids = random_ids(keys_per_sample, samples)
+    for x in ids:
+        x[:2, :1] = new[1]
+    with tf.device("/CPU:0"):
+        rows = ask(tables, [tf.constant(x) for x in ids])
+    np.testing.assert_array_equal(rows, expected(changed, ids))
 
 
 @pytest.mark.gpu

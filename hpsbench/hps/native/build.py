@@ -28,7 +28,10 @@ _CORE_SOURCES = (
     "core.cc", "index.cc", "lookup.cc", "table.cc", "thread_pool.cc", "tiers.cc",
     "volatile_table.cc",
 )  # fmt: skip
-_HEADERS = ("core.h", "index.h", "table.h", "thread_pool.h", "tiers.h", "volatile_table.h")
+_HEADERS = (
+    "claimed_ranges.h", "core.h", "index.h", "table.h", "thread_pool.h", "tiers.h",
+    "volatile_table.h",
+)  # fmt: skip
 _OP_HEADERS = (
     *_HEADERS, "concat_lookup_kernel.h", "lookup_kernel.h", "output_memory.h", "register_kernels.h",
 )  # fmt: skip

@@ -2,12 +2,7 @@
 #ifndef HPSBENCH_HPS_NATIVE_CONCAT_LOOKUP_KERNEL_H_
 #define HPSBENCH_HPS_NATIVE_CONCAT_LOOKUP_KERNEL_H_
 
-#ifdef __AVX2__
-#include <immintrin.h>
-#endif
-
 #include <algorithm>
-#include <cstring>
 #include <vector>
 
 #include "lookup_kernel.h"
@@ -53,78 +48,38 @@ class ConcatLookupKernel : public LookupKernel<Key, float> {
                             const std::vector<const Key*>& keys, int64_t num_samples,
                             float* out) const {
     const bool streamed = num_samples * width_ >= kStreamedFloats;
-    // A piece is as many samples of a table as fit the scratch memory, and at least one.
-    const size_t num_tables = widths_.size();
-    std::vector<int64_t> first_piece(num_tables + 1);
-    for (size_t t = 0; t < num_tables; ++t) {
-      const int64_t samples = samples_of_piece(t);
-      first_piece[t + 1] = first_piece[t] + (num_samples + samples - 1) / samples;
-    }
-    const auto work = [&](int64_t begin, int64_t end) {
-      size_t t = 0;
-      for (int64_t piece = begin; piece < end; ++piece) {
-        while (piece >= first_piece[t + 1]) ++t;
-        const int64_t first = (piece - first_piece[t]) * samples_of_piece(t);
-        const int64_t count = std::min(samples_of_piece(t), num_samples - first);
-        write_piece(model, t, keys[t], first, count, out, streamed);
+    // Of the values of one table after another, a range writes the samples that begin in it.
+    const ClaimedRanges::Work work = [&](int64_t begin, int64_t end) {
+      for (size_t t = 0; t < widths_.size(); ++t) {
+        const int64_t before = num_samples * first_column_[t];
+        const int64_t first = first_sample(t, begin - before, num_samples);
+        const int64_t count = first_sample(t, end - before, num_samples) - first;
+        if (count == 0) continue;
+        const int64_t keys_per_sample = widths_[t] / this->emb_vec_sizes_[t];
+        const hps_destination to = {out + first * width_ + first_column_[t],
+                                    static_cast<uint64_t>(keys_per_sample),
+                                    static_cast<uint64_t>(width_), streamed};
+        this->lookup(model, this->table_ids_[t], keys[t] + first * keys_per_sample,
+                     count * keys_per_sample, to, first != 0);
       }
-#ifdef __AVX2__
-      if (streamed) _mm_sfence();
-#endif
     };
-    const auto* workers = ctx->device()->tensorflow_cpu_worker_threads();
-    const int64_t num_pieces = first_piece.back();
-    const int64_t block =
-        std::max<int64_t>(2, (num_pieces + 8 * workers->num_threads - 1) / (8 * workers->num_threads));
-    workers->workers->ParallelFor(
-        num_pieces, tsl::thread::ThreadPool::SchedulingParams::Fixed(block), work);
+    this->share_out(ctx, num_samples * width_, kGrainFloats, work);
   }
 
   std::vector<int64_t> widths_;
   int64_t width_ = 0;  // of all tables
 
  private:
-  // Rows of a piece, before they go to where they belong: half of an L1 cache.
-  static constexpr int64_t kScratchFloats = 4096;
+  // Values per piece of work: enough to pay for handing it to another thread.
+  static constexpr int64_t kGrainFloats = 1 << 14;
   // From this size on an output goes past the caches: it would push out the tables' rows, and not
   // stay itself.
   static constexpr int64_t kStreamedFloats = 2 << 20;
 
-  int64_t samples_of_piece(size_t t) const {
-    return std::max<int64_t>(1, kScratchFloats / widths_[t]);
-  }
-
-  void write_piece(hps_model* model, size_t t, const Key* keys, int64_t first, int64_t count,
-                   float* out, bool streamed) const {
-    const int64_t width = widths_[t];
-    const int64_t keys_per_sample = width / this->emb_vec_sizes_[t];
-    keys += first * keys_per_sample;
-    out += first * width_ + first_column_[t];
-    if (width > kScratchFloats) {
-      this->lookup(model, this->table_ids_[t], keys, keys_per_sample, out, first != 0);
-      return;
-    }
-    alignas(64) float scratch[kScratchFloats];
-    this->lookup(model, this->table_ids_[t], keys, count * keys_per_sample, scratch, first != 0);
-    for (int64_t s = 0; s < count; ++s, out += width_) {
-      if (streamed) {
-        stream(out, scratch + s * width, width);
-      } else {
-        std::memcpy(out, scratch + s * width, width * sizeof(float));
-      }
-    }
-  }
-
-  static void stream(float* out, const float* values, int64_t count) {
-#ifdef __AVX2__
-    if (count % 8 == 0 && reinterpret_cast<uintptr_t>(out) % 32 == 0) {
-      for (int64_t i = 0; i < count; i += 8) {
-        _mm256_stream_ps(out + i, _mm256_loadu_ps(values + i));
-      }
-      return;
-    }
-#endif
-    std::memcpy(out, values, count * sizeof(float));
+  // The first sample of a table that begins at one of its values from number `value` on.
+  int64_t first_sample(size_t t, int64_t value, int64_t num_samples) const {
+    const int64_t sample = (value + widths_[t] - 1) / widths_[t];
+    return std::clamp<int64_t>(sample, 0, num_samples);
   }
 
   std::vector<int64_t> first_column_;

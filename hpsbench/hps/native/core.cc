@@ -97,13 +97,13 @@ const char* hps_model_table_name(const hps_model* model, int32_t table) {
 }
 
 void hps_lookup_int64(hps_model* model, int32_t table, const int64_t* keys, uint64_t num_keys,
-                      float* out, int32_t continued) {
-  model->model.table(table).lookup(keys, num_keys, out, continued != 0);
+                      const hps_destination* out, int32_t continued) {
+  model->model.table(table).lookup(keys, num_keys, *out, continued != 0);
 }
 
 void hps_lookup_int32(hps_model* model, int32_t table, const int32_t* keys, uint64_t num_keys,
-                      float* out, int32_t continued) {
-  model->model.table(table).lookup(keys, num_keys, out, continued != 0);
+                      const hps_destination* out, int32_t continued) {
+  model->model.table(table).lookup(keys, num_keys, *out, continued != 0);
 }
 
 void hps_lookup_flat_int64(hps_model* model, const int64_t* keys, const uint64_t* num_keys,

@@ -83,13 +83,24 @@ void hps_model_table_facts(const hps_model* model, int32_t table, hps_table_fact
 // Its name, for error texts; valid as long as the model.
 const char* hps_model_table_name(const hps_model* model, int32_t table);
 
-// Writes the rows of `keys` (int64[num_keys], or int32[num_keys]) to `out`, a
-// float32[num_keys * embedding_dim], on the calling thread. A caller that shares a batch out among
-// threads sets `continued` for all parts but one, so that the batch counts as one lookup.
+// Where a lookup writes rows: those of a sample's keys one after another, and from the first of a
+// sample to the first of the next there are `stride` floats.
+typedef struct {
+  float* rows;
+  uint64_t keys_per_sample;  // all of them, where no sample follows
+  uint64_t stride;
+  // Not by way of the caches, where rows are aligned for it. For outputs too large to stay there,
+  // and which would only push out what is read.
+  int32_t streamed;
+} hps_destination;
+
+// Writes the rows of `keys` (int64[num_keys], or int32[num_keys]) to `out`, on the calling thread.
+// A caller that shares a batch out among threads sets `continued` for all parts but one, so that
+// the batch counts as one lookup.
 void hps_lookup_int64(hps_model* model, int32_t table, const int64_t* keys, uint64_t num_keys,
-                      float* out, int32_t continued);
+                      const hps_destination* out, int32_t continued);
 void hps_lookup_int32(hps_model* model, int32_t table, const int32_t* keys, uint64_t num_keys,
-                      float* out, int32_t continued);
+                      const hps_destination* out, int32_t continued);
 
 // Looks up `num_keys[t]` keys of each table t, one table after another, from the flat `keys` into
 // the flat `out`, shared out among the threads of the model (those of hps_model_load).

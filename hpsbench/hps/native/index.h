@@ -19,6 +19,9 @@ struct KeySegment {
   uint32_t first_row;
 };
 
+// Asks for a line of memory that will be read after some more of them.
+inline void prefetch_to_second_level(const void* address) { __builtin_prefetch(address, 0, 2); }
+
 // True where keys[i] == keys[0] + i for all i (modulo 2^64): then key - keys[0] is the row.
 bool is_contiguous(const KeySegment& segment, ThreadPool& pool);
 
@@ -51,7 +54,7 @@ class HashIndex {
   // A lookup in two steps, so that a caller can do the first for many keys and hide the wait.
   uint64_t locate(int64_t key) const {
     const uint64_t bucket = home(key);
-    __builtin_prefetch(&buckets_[bucket]);
+    prefetch_to_second_level(&buckets_[bucket]);
     return bucket;
   }
   uint32_t find(uint64_t bucket, int64_t key) const {

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "Eigen/Core"
+#include "claimed_ranges.h"
 #include "core.h"
 #include "tensorflow/core/framework/op_kernel.h"
 
@@ -77,7 +78,7 @@ class LookupKernel : public OpKernel {
   void look_up(OpKernelContext* ctx, hps_model* model, const std::vector<Part>& parts) const {
     const int64_t num_keys = parts.back().first_key + parts.back().num_keys;
     if (num_keys == 0) return;
-    const auto work = [&](int64_t begin, int64_t end) {
+    const ClaimedRanges::Work work = [&](int64_t begin, int64_t end) {
       for (size_t i = 0; i < parts.size(); ++i) {
         const Part& part = parts[i];
         const int64_t first = std::max(begin, part.first_key);
@@ -88,15 +89,27 @@ class LookupKernel : public OpKernel {
                    part.out + skip * emb_vec_sizes_[i], skip != 0);
       }
     };
+    share_out(ctx, num_keys, kGrain, work);
+  }
+
+  // Calls `work` for ranges that cover [0, total), each at least `grain` long where possible: on the
+  // calling thread, and on those of TensorFlow that come to help.
+  static void share_out(OpKernelContext* ctx, int64_t total, int64_t grain,
+                        const ClaimedRanges::Work& work) {
     const auto* workers = ctx->device()->tensorflow_cpu_worker_threads();
-    if (num_keys < 2 * kGrain || workers->num_threads == 1) {
-      work(0, num_keys);
+    const int64_t num_threads = workers->num_threads;
+    if (total < 2 * grain || num_threads == 1) {
+      work(0, total);
       return;
     }
-    const int64_t block =
-        std::max(kGrain, (num_keys + 4 * workers->num_threads - 1) / (4 * workers->num_threads));
-    workers->workers->ParallelFor(
-        num_keys, tsl::thread::ThreadPool::SchedulingParams::Fixed(block), work);
+    const int64_t step =
+        std::max(grain, (total + kRangesPerThread * num_threads - 1) / (kRangesPerThread * num_threads));
+    const auto ranges = std::make_shared<ClaimedRanges>(work, total, step);
+    const int64_t num_helpers = std::min<int64_t>(num_threads, ranges->num_ranges()) - 1;
+    for (int64_t i = 0; i < num_helpers; ++i) {
+      workers->workers->Schedule([ranges] { ranges->help(); });
+    }
+    ranges->finish();
   }
 
   // The model of this operation, initialised where it was not, and checked against the attributes.
@@ -134,13 +147,13 @@ class LookupKernel : public OpKernel {
     return absl::OkStatus();
   }
 
-  static void lookup(hps_model* model, int64_t table, const int64_t* keys, int64_t n, float* out,
-                     bool continued) {
-    hps_lookup_int64(model, static_cast<int32_t>(table), keys, n, out, continued);
+  static void lookup(hps_model* model, int64_t table, const int64_t* keys, int64_t n,
+                     const hps_destination& out, bool continued) {
+    hps_lookup_int64(model, static_cast<int32_t>(table), keys, n, &out, continued);
   }
-  static void lookup(hps_model* model, int64_t table, const int32_t* keys, int64_t n, float* out,
-                     bool continued) {
-    hps_lookup_int32(model, static_cast<int32_t>(table), keys, n, out, continued);
+  static void lookup(hps_model* model, int64_t table, const int32_t* keys, int64_t n,
+                     const hps_destination& out, bool continued) {
+    hps_lookup_int32(model, static_cast<int32_t>(table), keys, n, &out, continued);
   }
 
   std::vector<int64_t> table_ids_;
@@ -150,13 +163,18 @@ class LookupKernel : public OpKernel {
   static constexpr int kInitializations = 100;
   // Keys per piece of work: enough to pay for handing it to another thread.
   static constexpr int64_t kGrain = 512;
+  // Pieces of work per thread: who starts late or is interrupted leaves the rest to others.
+  static constexpr int64_t kRangesPerThread = 8;
 
   // Bytes of float32 rows that are looked up before they are converted: they stay in the cache.
   static constexpr int64_t kConvertedAtOnce = 64 << 10;
 
+  static hps_destination one_after_another(float* rows, int64_t num_keys) {
+    return {rows, static_cast<uint64_t>(num_keys), 0, 0};
+  }
   void write_rows(hps_model* model, int input, const Key* keys, int64_t n, float* out,
                   bool continued) const {
-    lookup(model, table_ids_[input], keys, n, out, continued);
+    lookup(model, table_ids_[input], keys, n, one_after_another(out, n), continued);
   }
   void write_rows(hps_model* model, int input, const Key* keys, int64_t n, Eigen::half* out,
                   bool continued) const {
@@ -167,7 +185,8 @@ class LookupKernel : public OpKernel {
     Eigen::ArrayXf rows(std::min(n, at_once) * dim);
     for (int64_t begin = 0; begin < n; begin += at_once) {
       const int64_t count = std::min(at_once, n - begin);
-      lookup(model, table_ids_[input], keys + begin, count, rows.data(), continued || begin != 0);
+      lookup(model, table_ids_[input], keys + begin, count, one_after_another(rows.data(), count),
+             continued || begin != 0);
       Eigen::Map<Halves>(out + begin * dim, count * dim) =
           rows.head(count * dim).template cast<Eigen::half>();
     }

@@ -209,8 +209,9 @@ void Model::lookup_flat(const Key* keys, const uint64_t* num_keys, float* out) {
       const uint64_t last = std::min(end, part.first_key + num_keys[t]);
       if (first >= last) continue;
       const uint64_t skip = first - part.first_key;
+      float* const rows = part.out + skip * table(t).embedding_dim();
       table(t).lookup(part.keys + skip, last - first,
-                      part.out + skip * table(t).embedding_dim(), skip != 0);
+                      hps_destination{rows, last - first, 0, 0}, skip != 0);
     }
   });
 }

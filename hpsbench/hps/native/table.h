@@ -58,7 +58,7 @@ class Table {
   const float* default_row() const { return default_row_.data(); }
 
   template <class Key>
-  void lookup(const Key* keys, uint64_t num_keys, float* out, bool continued);
+  void lookup(const Key* keys, uint64_t num_keys, const hps_destination& out, bool continued);
   // The rows for a cache: says which keys are there, and does not count them as asked.
   void fetch(const int64_t* keys, uint64_t num_keys, float* out, uint8_t* found);
   // The same of the mapped rows alone; `found` may be null. Returns how many keys have one.
@@ -71,8 +71,15 @@ class Table {
   hps_tier_facts tier_facts(hps_tier tier) const;
 
  private:
+  template <class Key>
+  uint64_t lookup_mapped(const Key* keys, uint64_t num_keys, const hps_destination& out,
+                         uint8_t* found) const;
+  template <class Key>
+  uint64_t lookup_tiers(TableTiers& tiers, const Key* keys, uint64_t num_keys,
+                        const hps_destination& out) const;
   template <class Key, class Index, class Row>
-  void copy(const Index& index, const Key* keys, uint64_t n, float* out, const Row& row) const;
+  void copy(const Index& index, const Key* keys, uint64_t n, const hps_destination& out,
+            const Row& row) const;
   template <class Use>
   void with_index(const Use& use) const;
 

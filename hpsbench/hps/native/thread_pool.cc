@@ -11,35 +11,9 @@
 #include <thread>
 #include <vector>
 
+#include "claimed_ranges.h"
+
 namespace hps {
-
-// Ranges are claimed, not assigned: whoever comes first takes the next one. So a worker that never
-// comes (busy elsewhere, or lost in a fork) delays nobody.
-struct ThreadPool::Job {
-  const Work* work;
-  uint64_t total;
-  uint64_t step;
-  uint64_t num_ranges;
-  std::atomic<uint64_t> next{0};
-  std::mutex mutex;
-  std::condition_variable all_done;
-  uint64_t done = 0;  // guarded by mutex
-
-  void help() {
-    uint64_t finished = 0;
-    for (;;) {
-      const uint64_t range = next.fetch_add(1);
-      if (range >= num_ranges) break;
-      const uint64_t begin = range * step;
-      (*work)(begin, std::min(begin + step, total));
-      ++finished;
-    }
-    if (finished == 0) return;
-    const std::lock_guard<std::mutex> lock(mutex);
-    done += finished;
-    if (done == num_ranges) all_done.notify_one();
-  }
-};
 
 // The workers, and how they are given work.
 struct ThreadPool::Crew {
@@ -54,7 +28,7 @@ struct ThreadPool::Crew {
     for (std::thread& worker : workers) worker.join();
   }
 
-  void start(const std::shared_ptr<Job>& work) {
+  void start(const std::shared_ptr<ClaimedRanges>& work) {
     {
       const std::lock_guard<std::mutex> lock(mutex);
       hire();
@@ -78,7 +52,7 @@ struct ThreadPool::Crew {
   }
 
   void serve() {
-    std::shared_ptr<Job> last;
+    std::shared_ptr<ClaimedRanges> last;
     for (;;) {
       {
         std::unique_lock<std::mutex> lock(mutex);
@@ -95,7 +69,7 @@ struct ThreadPool::Crew {
   std::mutex busy;   // held by the caller whose work is shared out
   std::mutex mutex;  // guards what follows
   std::condition_variable wake;
-  std::shared_ptr<Job> job;
+  std::shared_ptr<ClaimedRanges> job;
   bool stopping = false;
   std::vector<std::thread> workers;
 };
@@ -132,18 +106,11 @@ void ThreadPool::run(uint64_t total, uint64_t grain, const Work& work) {
     work(0, total);
     return;
   }
-  const auto job = std::make_shared<Job>();
-  job->work = &work;
-  job->total = total;
   // A few ranges per thread, so that a thread that starts late or slowly leaves the rest to others.
-  job->step = std::max(grain, (total + 4 * num_threads_ - 1) / (4 * num_threads_));
-  job->num_ranges = (total + job->step - 1) / job->step;
+  const uint64_t step = std::max(grain, (total + 4 * num_threads_ - 1) / (4 * num_threads_));
+  const auto job = std::make_shared<ClaimedRanges>(work, total, step);
   crew.start(job);
-  job->help();
-  {
-    std::unique_lock<std::mutex> lock(job->mutex);
-    job->all_done.wait(lock, [&] { return job->done == job->num_ranges; });
-  }
+  job->finish();
   crew.finish();
 }
 

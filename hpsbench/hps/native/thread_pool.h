@@ -4,7 +4,8 @@
 
 #include <atomic>
 #include <cstdint>
-#include <functional>
+
+#include "claimed_ranges.h"
 
 namespace hps {
 
@@ -15,7 +16,7 @@ namespace hps {
 // with the first work there.
 class ThreadPool {
  public:
-  using Work = std::function<void(uint64_t begin, uint64_t end)>;
+  using Work = ClaimedRanges::Work;
 
   // `num_threads` counts the caller's; 0 means one per core.
   explicit ThreadPool(unsigned num_threads);
@@ -30,7 +31,6 @@ class ThreadPool {
   void run(uint64_t total, uint64_t grain, const Work& work);
 
  private:
-  struct Job;
   struct Crew;
   Crew& crew();
 

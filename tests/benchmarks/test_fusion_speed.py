@@ -25,8 +25,8 @@ from tests.benchmarks.alternation import medians_us
 
 VOCABULARY, DIM, BATCH, BATCHES = 10_000, 16, 256, 8
 #: By tables and keys per table and sample: how much faster the fused embeddings are at least.
-#: The target is 3 for 100 tables; the difference is for the noise of a shared machine. With one key,
-#: to call a function of TensorFlow takes longer than the fused lookup that it makes.
+#: The target is 3 for 100 tables; the difference is for the noise of a shared machine. With one
+#: key, to call a function of TensorFlow takes longer than the fused lookup that it makes.
 CPU_RATIO_LIMITS = {(8, 26): 0.8, (100, 26): 2.0, (100, 1): 1.2}
 GPU_RATIO_LIMITS = {(8, 26): 1.0, (100, 26): 3.0, (100, 1): 3.0}
 CASES = pytest.mark.parametrize(

@@ -36,7 +36,7 @@ class HeldGpuMemory:
 
 @contextlib.contextmanager
 def held_gpu_memory(leave: int) -> Iterator[HeldGpuMemory]:
-    """Hold all memory of GPU 0 but `leave` bytes, or a few more, as long as the context."""
+    """Hold all memory of GPU 0 but about `leave` bytes, as long as the context."""
     process = subprocess.Popen(
         [sys.executable, __file__, str(leave)],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
@@ -44,7 +44,8 @@ def held_gpu_memory(leave: int) -> Iterator[HeldGpuMemory]:
     try:
         assert process.stdout is not None
         left = int(process.stdout.readline())
-        assert leave <= left < leave + (512 << 20), left
+        # An allocation takes a little for itself, and leaves less than a piece.
+        assert leave - (16 << 20) <= left < leave + (512 << 20), left
         yield (held := HeldGpuMemory(process))
         held.release()
     finally:

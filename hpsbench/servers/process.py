@@ -25,15 +25,17 @@ _CLEAN_UP_S = 10.0
 
 @dataclass(frozen=True, kw_only=True)
 class Command:
-    """What to start: arguments, folders to put before environment variables, and scratch links.
+    """What to start: arguments, its environment, and scratch links.
 
-    `links` maps a path below a private scratch folder to what it points to; arguments say
-    `{scratch}` for that folder. `shared_memory_prefix` names the regions below /dev/shm that are
-    the child's, and go with it.
+    `prepend` are folders to put before environment variables, `defaults` variables for where this
+    process has no such ones. `links` maps a path below a private scratch folder to what it points
+    to; arguments say `{scratch}` for that folder. `shared_memory_prefix` names the regions below
+    /dev/shm that are the child's, and go with it.
     """
 
     arguments: Sequence[str]
     prepend: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    defaults: Mapping[str, str] = field(default_factory=dict)
     links: Mapping[str, str] = field(default_factory=dict)
     shared_memory_prefix: str = ""
 
@@ -57,6 +59,7 @@ class ChildProcess:
             "log": str(log),
             "parent": os.getpid(),
             "prepend": {name: list(folders) for name, folders in command.prepend.items()},
+            "defaults": dict(command.defaults),
             "links": dict(command.links),
             "shared_memory_prefix": command.shared_memory_prefix,
         }

@@ -43,7 +43,8 @@ def supervise(order: dict[str, Any]) -> dict[str, Any]:
     """Run the child of an order to its end, clean up, and return `{"status": return code}`.
 
     An order holds `command`, `log`, `parent` (process id), `prepend` (environment variable ->
-    folders), `links` (path below the scratch folder -> target) and `shared_memory_prefix`.
+    folders), `defaults` (environment variable -> value where there is none), `links` (path below
+    the scratch folder -> target) and `shared_memory_prefix`.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     # Grandchildren whose parent died become children of this process, and can be found.
@@ -94,7 +95,7 @@ def _start(order: dict[str, Any], scratch: Path, libc: ctypes.CDLL) -> subproces
         if os.getppid() != supervisor:
             os._exit(127)
 
-    environment = dict(os.environ)
+    environment = {**order["defaults"], **os.environ}
     for variable, folders in order["prepend"].items():
         inherited = [environment[variable]] if environment.get(variable) else []
         environment[variable] = ":".join([*folders, *inherited])

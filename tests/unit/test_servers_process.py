@@ -144,6 +144,17 @@ def test_links_lie_in_a_scratch_folder_that_goes_with_the_child(
     assert list(scratch_home.iterdir()) == []
 
 
+def test_default_variables_leave_those_that_are_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SET", "mine")
+    monkeypatch.delenv("UNSET", raising=False)
+    defaults = {"SET": "other", "UNSET": "given"}
+    child = ChildProcess(shell("echo $SET $UNSET", defaults=defaults), log=tmp_path / "log")
+    wait_for_end(child)
+    assert child.log_tail() == "mine given"
+
+
 def test_folders_are_put_before_what_a_variable_holds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -267,6 +278,7 @@ def test_a_parent_that_died_before_the_supervisor_looked_is_noticed(
         "log": str(tmp_path / "log"),
         "parent": os.getpid() + 1_000_000,
         "prepend": {},
+        "defaults": {},
         "links": {},
         "shared_memory_prefix": token,
     }

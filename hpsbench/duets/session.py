@@ -30,7 +30,7 @@ from hpsbench.stages import profile
 from hpsbench.telemetry import Watch, unwatched
 
 #: Traced pairs of requests in each launch of a confirming session.
-TRACED = 50
+TRACED = 25
 
 # A duet counts requests, so the time that the loop would fill beyond them is none.
 _NO_TIME_S = 1e-9

@@ -150,8 +150,9 @@ def test_concurrent_lookups_scale_with_the_cores(
 ):
     """Threads of Python call the same function; each lookup alone would run on one thread.
 
-    Shared out among TensorFlow's threads, one caller would keep all cores busy already: 32 x 26
-    keys are too few for that, and 256 x 26 are asked of a core library with one thread.
+    Within TensorFlow, whose threads share a call out, one caller keeps all cores busy already: as
+    many callers must get as much work done as of TensorFlow's lookup. How lookups scale is seen
+    with 256 x 26 keys and a core library of one thread.
     """
     rng = np.random.default_rng(batch_size)
     batches = [rng.integers(0, NUM_ROWS, (batch_size, SLOTS)) for _ in range(BATCHES)]
@@ -207,8 +208,8 @@ def test_concurrent_lookups_scale_with_the_cores(
     for number in callers[1:]:
         ours, theirs = (medians[n, number] / medians[n, 1] for n in ("scattered", peer))
         record_property(f"scaling_{number}", round(ours, 2))
-        # More callers than cores only share them, and one that is fast alone has less to gain.
-        if number <= CORES:
+        # More callers than cores only share them. Nor do calls gain that one caller shares out.
+        if number <= CORES and batch_size != 32:
             assert ours >= min(SCALING_LIMIT * number, 0.9 * theirs), f"{number} threads"
         assert medians["scattered", number] >= 0.9 * medians[peer, number], f"{number} threads"
 

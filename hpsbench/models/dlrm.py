@@ -67,16 +67,26 @@ def forward(weights: DlrmWeights, vectors: FloatArray, numerical: FloatArray) ->
     dense = numerical
     for layer in weights.bottom:
         dense = np.maximum(dense @ layer.kernel + layer.bias, 0)
-    stacked = np.concatenate([dense[:, None, :], vectors], axis=1)
-    products = stacked @ stacked.transpose(0, 2, 1)
-    rows, columns = np.tril_indices(stacked.shape[1], k=-1)
-    hidden = np.concatenate([dense, products[:, rows, columns]], axis=1)
+    hidden = dot_interaction(dense, vectors)
     for layer in weights.top[:-1]:
         hidden = np.maximum(hidden @ layer.kernel + layer.bias, 0)
     logit = hidden @ weights.top[-1].kernel + weights.top[-1].bias
     # exp of the negative absolute value cannot overflow, whatever the logit.
     decay = np.exp(-np.abs(logit))
     return cast("FloatArray", np.where(logit >= 0, np.float32(1), decay) / (1 + decay))
+
+
+def dot_interaction(
+    dense: npt.NDArray[np.floating], vectors: npt.NDArray[np.floating]
+) -> npt.NDArray[np.floating]:
+    """Return [n, dim + pairs]: the dense vectors [n, dim], and the products of every pair.
+
+    Pairs among the dense vector, number 0, and vectors [n, slots, dim], as (1, 0), (2, 0), (2, 1).
+    """
+    stacked = np.concatenate([dense[:, None, :], vectors], axis=1)
+    products = stacked @ stacked.transpose(0, 2, 1)
+    rows, columns = np.tril_indices(stacked.shape[1], k=-1)
+    return np.concatenate([dense, products[:, rows, columns]], axis=1)
 
 
 @dataclass(frozen=True)

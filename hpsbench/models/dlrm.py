@@ -76,9 +76,7 @@ def forward(weights: DlrmWeights, vectors: FloatArray, numerical: FloatArray) ->
     return cast("FloatArray", np.where(logit >= 0, np.float32(1), decay) / (1 + decay))
 
 
-def dot_interaction(
-    dense: npt.NDArray[np.floating], vectors: npt.NDArray[np.floating]
-) -> npt.NDArray[np.floating]:
+def dot_interaction(dense: FloatArray, vectors: FloatArray) -> FloatArray:
     """Return [n, dim + pairs]: the dense vectors [n, dim], and the products of every pair.
 
     Pairs among the dense vector, number 0, and vectors [n, slots, dim], as (1, 0), (2, 0), (2, 1).

@@ -164,7 +164,7 @@ def _providers(model: Path | bytes, options: EngineOptions) -> list[tuple[str, d
     }
     installed = onnxruntime.get_available_providers()
     wanted = [(CUDA, cuda), (CPU, {})]
-    if _has_tensorrt():
+    if has_tensorrt():
         wanted.insert(0, (TENSORRT, {**device, **_tensorrt(model, options)}))
     return [(name, settings) for name, settings in wanted if name in installed]
 
@@ -194,7 +194,8 @@ def _tensorrt(model: Path | bytes, options: EngineOptions) -> dict[str, str]:
     return settings
 
 
-def _has_tensorrt() -> bool:
+def has_tensorrt() -> bool:
+    """Return whether TensorRT's library is installed."""
     # ONNX Runtime names the provider whether or not TensorRT itself is there.
     try:
         ctypes.CDLL(_TENSORRT_LIBRARY)

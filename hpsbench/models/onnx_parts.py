@@ -61,8 +61,8 @@ def split_at_interaction(model: onnx.ModelProto) -> OnnxParts:
     some = np.random.default_rng(0).integers(-1, 2, (_CHECKED_SAMPLES, 1 + slots, dim))
     first, vectors = some[:, 0].astype(dtype), some[:, 1:].astype(dtype)
     widened = np.pad(first, [(0, 0), (0, dense_width - dim)])
-    (given,) = ReferenceEvaluator(between).run(None, {dense: widened, VECTORS: vectors})
-    expected = dot_interaction(first, vectors)
+    (computed,) = ReferenceEvaluator(between).run(None, {dense: widened, VECTORS: vectors})
+    given, expected = np.asarray(computed), dot_interaction(first, vectors)
     width = given.shape[1]
     zeros = width - expected.shape[1]
     if zeros < 0 or not np.array_equal(given, np.pad(expected, [(0, 0), (0, zeros)])):
@@ -91,10 +91,10 @@ def _vectors(model: onnx.ModelProto) -> tuple[np.dtype[Any], int, int]:
 
 
 def _node(model: onnx.ModelProto, name: str) -> onnx.NodeProto:
-    for node in model.graph.node:
-        if node.name == name:
-            return node
-    raise Inseparable(f"it has no node {name}")
+    found: list[onnx.NodeProto] = [node for node in model.graph.node if node.name == name]
+    if not found:
+        raise Inseparable(f"it has no node {name}")
+    return found[0]
 
 
 def _extracted(model: onnx.ModelProto, inputs: list[str], output: str) -> onnx.ModelProto:

@@ -21,8 +21,9 @@ from hpsbench.models.keras_dlrm import dense_model
 from hpsbench.models.onnx import convert, half_precision
 from hpsbench.models.onnx_engine import Buffer, EngineOptions, OnnxEngine
 from hpsbench.presets import load_suite
-from hpsbench.servers.backend.batch_parts import parts
+from hpsbench.servers.backend.batch_parts import LARGEST, parts
 from hpsbench.servers.backend.cuda import PinnedMemory, Stream, device_memory
+from hpsbench.servers.backend.dense_engines import DenseEngine, WholeEngine, fused_engine
 
 pytestmark = pytest.mark.gpu
 
@@ -66,8 +67,12 @@ class Modes:
             self._send(self._vectors[dtype], array)
         self._on_device = vectors, numerical
         self._engines = {
-            f"onnx {dtype}{', graph' * graph}": (dtype, self._engine(model, dtype, graph))
+            f"onnx {dtype}{', fused' * fused}{', graph' * graph}": (
+                dtype,
+                self._engine(model, dtype, fused, graph),
+            )
             for dtype, model in self._models.items()
+            for fused in (False, True)
             for graph in (False, True)
         }
 
@@ -92,20 +97,26 @@ class Modes:
 
             yield name, run_all
 
-    def _engine(self, model: onnx.ModelProto, dtype: str, graph: bool) -> OnnxEngine:
+    def _engine(self, model: onnx.ModelProto, dtype: str, fused: bool, graph: bool) -> DenseEngine:
         options = EngineOptions(
             device=0,
             stream=self._stream.handle,
             cuda_graphs=graph,
             half_precision=dtype == "float16",
         )
-        engine = OnnxEngine(model.SerializeToString(), options)
+        engine: DenseEngine | None
+        if fused:
+            engine = fused_engine(model, options, max_samples=LARGEST)
+            assert engine is not None
+        else:
+            whole = OnnxEngine(model.SerializeToString(), options)
+            assert whole.on_gpu
+            engine = WholeEngine(whole)
         print(f"{engine.description}, {dtype}")
-        assert engine.on_gpu
-        assert not engine.fallback_nodes
+        assert "on the CPU" not in engine.description
         return engine
 
-    def _bound(self, engine: OnnxEngine, dtype: str, size: int) -> Iterator[Callable[[], None]]:
+    def _bound(self, engine: DenseEngine, dtype: str, size: int) -> Iterator[Callable[[], None]]:
         width = np.dtype(dtype).itemsize * SLOTS * DIM
         for part in parts(size):
 
@@ -114,11 +125,9 @@ class Modes:
                 return Buffer(address=base + part.first * each, dtype=kind, shape=shape, device=0)
 
             yield engine.bind(
-                {
-                    "vectors": at(self._vectors[dtype], width, dtype, SLOTS, DIM),
-                    "numerical_features": at(self._numerical, 4 * FEATURES, "float32", FEATURES),
-                },
-                {"output_1": at(self._output, 4, "float32", 1)},
+                vectors=at(self._vectors[dtype], width, dtype, SLOTS, DIM),
+                numerical=at(self._numerical, 4 * FEATURES, "float32", FEATURES),
+                output=at(self._output, 4, "float32", 1),
                 graph=1 + size.bit_length() * 16 + part.first // part.bucket,
             )
 
@@ -168,5 +177,5 @@ def test_modes_agree_and_which_is_fastest(
     print(f"\nbatch {size}")
     for name, taken_us in found.items():
         fastest = "  <- fastest" if taken_us == min(found.values()) else ""
-        print(f"  {name:22}{taken_us:10.1f} us, first call {first_s[name]:6.2f} s{fastest}")
-    assert found["onnx float16, graph"] <= 1.1 * found["tf.function"]
+        print(f"  {name:28}{taken_us:10.1f} us, first call {first_s[name]:6.2f} s{fastest}")
+    assert found["onnx float16, fused, graph"] <= 1.1 * found["tf.function"]

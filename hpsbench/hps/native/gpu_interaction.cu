@@ -59,7 +59,8 @@ __device__ inline FloatTerms terms(uint32_t low, uint32_t high, const float*) {
 __device__ inline void multiply(float (&sums)[4], Terms top, Terms bottom,
                                 Terms column) {
 #if __CUDA_ARCH__ >= 800
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
       "{%8, %9}, {%0, %1, %2, %3};"
       : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
       : "r"(top.low), "r"(bottom.low), "r"(top.high), "r"(bottom.high), "r"(column.low),
@@ -70,7 +71,8 @@ __device__ inline void multiply(float (&sums)[4], Terms top, Terms bottom,
 __device__ inline void multiply_tensor_floats(float (&sums)[4], Terms top, Terms bottom,
                                               Terms column) {
 #if __CUDA_ARCH__ >= 800
-  asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+  asm volatile(
+      "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
       "{%8, %9}, {%0, %1, %2, %3};"
       : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
       : "r"(top.low), "r"(bottom.low), "r"(top.high), "r"(bottom.high), "r"(column.low),

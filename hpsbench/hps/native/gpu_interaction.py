@@ -58,7 +58,7 @@ class DotInteraction:
         `dense_stride` says how many values apart the dense vectors are, where not `dim`.
         """
         asked = _Interaction(
-            gpu.ROW_TYPES.index(np.dtype(self.dtype)), dense, dense_stride or self.dim, vectors, out,
-            num_samples, self.slots, self.dim, self.width,
+            gpu.ROW_TYPES.index(np.dtype(self.dtype)), dense, dense_stride or self.dim, vectors,
+            out, num_samples, self.slots, self.dim, self.width,
         )  # fmt: skip
         gpu.call("hps_gpu_interact", self.device, ctypes.byref(asked), stream)

@@ -15,9 +15,10 @@ import numpy.typing as npt
 
 from hpsbench.hps.lookup import ModelTables
 from hpsbench.hps.native import gpu
-from hpsbench.models.onnx_engine import Buffer, OnnxEngine
+from hpsbench.models.onnx_engine import Buffer
 from hpsbench.servers.backend.batch_parts import LARGEST, Part, buckets, parts
 from hpsbench.servers.backend.cuda import PinnedMemory, Stream, device_memory
+from hpsbench.servers.backend.dense_engines import DenseEngine
 from hpsbench.servers.backend.stages import Mark, ignore
 
 _VALUE_BYTES = 4
@@ -44,7 +45,7 @@ class DeviceDlrm:
     def __init__(
         self,
         tables: ModelTables,
-        engine: OnnxEngine,
+        engine: DenseEngine,
         stream: Stream,
         shape: Shape,
         *,
@@ -166,17 +167,15 @@ class DeviceDlrm:
     def _keys_offset(self, bucket: int) -> int:
         return bucket * self._shape.features * _VALUE_BYTES
 
-    def _bound(self, engine: OnnxEngine, size: int, graph: int) -> Callable[[], None]:
+    def _bound(self, engine: DenseEngine, size: int, graph: int) -> Callable[[], None]:
         shape = self._shape
 
         def on_gpu(address: int, dtype: npt.DTypeLike, *dims: int) -> Buffer:
             return Buffer(address=address, dtype=dtype, shape=(size, *dims), device=self._device)
 
         return engine.bind(
-            {
-                "vectors": on_gpu(self._vectors, self._vector_dtype, shape.slots, shape.dim),
-                "numerical_features": on_gpu(self._features, np.float32, shape.features),
-            },
-            {"output_1": on_gpu(self._output, np.float32, 1)},
+            vectors=on_gpu(self._vectors, self._vector_dtype, shape.slots, shape.dim),
+            numerical=on_gpu(self._features, np.float32, shape.features),
+            output=on_gpu(self._output, np.float32, 1),
             graph=graph,
         )

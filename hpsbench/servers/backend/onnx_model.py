@@ -51,12 +51,12 @@ class TritonPythonModel:
         tables = open_model(parameters["ps_config_file"], parameters["hps_model"], gpus=True)
         if tables.gpus:
             dims = {i["name"]: int(i["dims"][1]) for i in config["input"]}
-            self._dlrm, engine = _on_gpu(path, tables, parameters, dims)
+            self._dlrm, description = _on_gpu(path, tables, parameters, dims)
         else:
             engine = OnnxEngine(path, EngineOptions())
             self._dlrm = HostDlrm(tables, engine, np.dtype(parameters["vector_type"]))
+            description = engine.description
         name = arguments["model_name"]
-        description = engine.description
         self._stages: StageMetric | None = None
         if parameters["stage_times"] == "true":
             self._stages, self._clock = StageMetric(name), StageClock(self._dlrm.wait)
@@ -116,26 +116,31 @@ class HostDlrm:
 
 def _on_gpu(
     path: Path, tables: ModelTables, parameters: dict[str, str], dims: dict[str, int]
-) -> tuple[Dlrm, OnnxEngine]:
+) -> tuple[Dlrm, str]:
+    """Return the model on the tables' first GPU, and what runs its dense part."""
     from hpsbench.servers.backend.cuda import Stream
+    from hpsbench.servers.backend.dense_engines import DenseEngine, WholeEngine, fused_engine
     from hpsbench.servers.backend.device_dlrm import DeviceDlrm, Shape
 
     device = tables.gpus[0]
     stream = Stream(device)
     max_batch_size = int(parameters["max_batch_size"])
-    engine = OnnxEngine(
-        path,
-        EngineOptions(
-            device=device,
-            stream=stream.handle,
-            cuda_graphs=parameters["cuda_graphs"] == "true",
-            tensor_float_32=parameters["tensor_float_32"] == "true",
-            half_precision=parameters["vector_type"] == "float16",
-            batch_sizes=(SMALLEST, bucket_of(max_batch_size)),
-        ),
+    largest = bucket_of(max_batch_size)
+    options = EngineOptions(
+        device=device,
+        stream=stream.handle,
+        cuda_graphs=parameters["cuda_graphs"] == "true",
+        tensor_float_32=parameters["tensor_float_32"] == "true",
+        half_precision=parameters["vector_type"] == "float16",
+        batch_sizes=(SMALLEST, largest),
     )
-    if not engine.on_gpu:
-        return HostDlrm(tables, engine, np.dtype(parameters["vector_type"])), engine
+    engine: DenseEngine | None = fused_engine(path, options, max_samples=largest)
+    if engine is None:
+        whole = OnnxEngine(path, options)
+        if not whole.on_gpu:
+            host = HostDlrm(tables, whole, np.dtype(parameters["vector_type"]))
+            return host, whole.description
+        engine = WholeEngine(whole)
     (dim,) = tables.embedding_dims
     dlrm = DeviceDlrm(
         tables,
@@ -146,4 +151,4 @@ def _on_gpu(
         vector_dtype=parameters["vector_type"],
         max_batch_size=max_batch_size,
     )
-    return dlrm, engine
+    return dlrm, engine.description

@@ -1,0 +1,136 @@
+"""The dense part on a GPU: as one engine, or as two with the interaction's kernel between them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import onnx
+
+from hpsbench.errors import HpsError
+from hpsbench.hps.native.gpu_interaction import DotInteraction
+from hpsbench.models.onnx import OUTPUT, VECTORS
+from hpsbench.models.onnx_engine import CUDA, Buffer, EngineOptions, OnnxEngine, has_tensorrt
+from hpsbench.models.onnx_parts import NUMERICAL, Inseparable, OnnxParts, split_at_interaction
+from hpsbench.servers.backend.cuda import device_memory
+
+_LOG = logging.getLogger("hpsbench.servers")
+
+
+class DenseEngine(Protocol):
+    """The dense part of DLRM; everything bound is on its GPU."""
+
+    @property
+    def description(self) -> str:
+        """What runs the model."""
+        ...
+
+    def bind(
+        self, *, vectors: Buffer, numerical: Buffer, output: Buffer, graph: int
+    ) -> Callable[[], None]:
+        """Return a function that queues the work of these buffers, [n, ...], on the stream."""
+        ...
+
+
+class WholeEngine:
+    """One engine for all of it."""
+
+    def __init__(self, engine: OnnxEngine) -> None:
+        self._engine = engine
+
+    @property
+    def description(self) -> str:
+        return self._engine.description
+
+    def bind(
+        self, *, vectors: Buffer, numerical: Buffer, output: Buffer, graph: int
+    ) -> Callable[[], None]:
+        inputs = {VECTORS: vectors, NUMERICAL: numerical}
+        return self._engine.bind(inputs, {OUTPUT: output}, graph=graph)
+
+
+class FusedEngine:
+    """An engine for the bottom MLP, one kernel for the interaction, an engine for the top MLP."""
+
+    def __init__(
+        self,
+        parts: OnnxParts,
+        interaction: DotInteraction,
+        bottom: OnnxEngine,
+        top: OnnxEngine,
+        *,
+        stream: int,
+        max_samples: int,
+    ) -> None:
+        """Take memory for what goes from one to the next, of `max_samples` at a time."""
+        self._parts, self._interaction, self._bottom, self._top = parts, interaction, bottom, top
+        self._stream = stream
+        row = max_samples * parts.dtype.itemsize
+        self._dense, self._joined = device_memory(row * parts.dim), device_memory(row * parts.width)
+
+    @property
+    def description(self) -> str:
+        # One text, unless nodes of one of them fell back to the CPU.
+        engines = dict.fromkeys((self._top.description, self._bottom.description))
+        return ", ".join((*engines, "fused interaction"))
+
+    def bind(
+        self, *, vectors: Buffer, numerical: Buffer, output: Buffer, graph: int
+    ) -> Callable[[], None]:
+        parts, samples = self._parts, output.shape[0]
+
+        def between(address: int, width: int) -> Buffer:
+            return Buffer(
+                address=address, dtype=parts.dtype, shape=(samples, width), device=output.device
+            )
+
+        dense = between(self._dense, parts.dim)
+        joined = between(self._joined, parts.width)
+        bottom = self._bottom.bind({NUMERICAL: numerical}, {parts.dense: dense}, graph=graph)
+        top = self._top.bind({parts.joined: joined}, {OUTPUT: output}, graph=graph)
+
+        def run() -> None:
+            bottom()
+            self._interaction.queue(
+                samples,
+                dense=dense.address,
+                vectors=vectors.address,
+                out=joined.address,
+                stream=self._stream,
+            )
+            top()
+
+        return run
+
+
+def fused_engine(
+    model: Path | onnx.ModelProto, options: EngineOptions, max_samples: int
+) -> FusedEngine | None:
+    """Return engines of the model's parts on the GPU and stream of `options`.
+
+    None where the model cannot be split, the GPU library has no kernel for its shape or this GPU,
+    or where ONNX Runtime runs models on something else than CUDA: TensorRT fuses by itself.
+    """
+    if options.device is None or options.stream is None or has_tensorrt():
+        return None
+    try:
+        parts = split_at_interaction(onnx.load(model) if isinstance(model, Path) else model)
+        interaction = DotInteraction(
+            device=options.device,
+            slots=parts.slots,
+            dim=parts.dim,
+            width=parts.width,
+            dtype=np.dtype(parts.dtype),
+        )
+    except (Inseparable, HpsError) as reason:
+        _LOG.info("the dense part is run as a whole: %s", reason.problem)
+        return None
+    bottom, top = (OnnxEngine(p.SerializeToString(), options) for p in (parts.bottom, parts.top))
+    if {bottom.provider, top.provider} != {CUDA}:
+        return None
+    return FusedEngine(
+        parts, interaction, bottom, top, stream=options.stream, max_samples=max_samples
+    )

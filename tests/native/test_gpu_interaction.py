@@ -59,7 +59,8 @@ class Case:
 
     @classmethod
     def of(cls, samples: int, slots: int, dim: int, dtype: str, seed: int = 0) -> Case:
-        values = np.random.default_rng(seed).standard_normal((samples, 1 + slots, dim))
+        random = np.random.default_rng(seed)
+        values = random.standard_normal((samples, 1 + slots, dim), np.float32)
         values = values.astype(dtype)
         return cls(dense=values[:, 0].copy(), vectors=values[:, 1:].copy())
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hpsbench.servers.backend.batch_parts import LARGEST, SMALLEST, Part, bucket_of, buckets, parts
-from hpsbench.servers.backend.device_dlrm import DeviceDlrm
+from hpsbench.servers.backend.device_dlrm import DeviceDlrm, pieces
 from hpsbench.servers.backend.stages import StageClock
 from hpsbench.servers.statistics import parse_metrics, stage_ns
 
@@ -37,6 +37,13 @@ def test_a_bucket_is_the_next_power_of_two(count: int, bucket: int) -> None:
 def test_buckets_are_few() -> None:
     assert buckets(131_072) == [SMALLEST << n for n in range(10)]
     assert buckets(1) == [SMALLEST]
+
+
+@given(st.integers(1, LARGEST))
+def test_threads_share_the_samples_of_a_part(count: int) -> None:
+    found = pieces(count)
+    assert 1 <= len(found) <= 4
+    assert [i for some in found for i in range(count)[some]] == list(range(count))
 
 
 def test_after_a_part_that_failed_no_thread_writes_features_any_more(

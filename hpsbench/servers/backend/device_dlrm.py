@@ -22,6 +22,7 @@ from hpsbench.servers.backend.dense_engines import DenseEngine
 from hpsbench.servers.backend.stages import Mark, ignore
 
 _VALUE_BYTES = 4
+#: As many copy one part, so that the first is soon there.
 _COPY_THREADS = 4
 
 
@@ -124,32 +125,47 @@ class DeviceDlrm:
         """Yield the parts in order, each when its features are in page-locked memory."""
         if len(keys) <= LARGEST:
             for part in parts(len(keys)):
-                yield self._stage(part, keys, numerical)
+                self._stage(part, slice(0, part.count), keys, numerical)
+                yield part
             return
-        staged: list[Future[Part]] = [
-            self._pool.submit(self._stage, part, keys, numerical) for part in parts(len(keys))
+        staged: list[tuple[Part, list[Future[None]]]] = [
+            (
+                part,
+                [
+                    self._pool.submit(self._stage, part, some, keys, numerical)
+                    for some in pieces(part.count)
+                ],
+            )
+            for part in parts(len(keys))
         ]
         try:
-            for future in staged:
-                yield future.result()
+            for part, copies in staged:
+                for copy in copies:
+                    copy.result()
+                yield part
         finally:
             # Where a part failed: no thread may still write when the next request comes.
-            for future in staged:
+            futures = [copy for _, copies in staged for copy in copies]
+            for future in futures:
                 future.cancel()
-            wait(staged)
+            wait(futures)
 
     def _stage(
-        self, part: Part, keys: npt.NDArray[np.int32], numerical: npt.NDArray[np.float32]
-    ) -> Part:
-        some = slice(part.first, part.first + part.count)
+        self,
+        part: Part,
+        some: slice,
+        keys: npt.NDArray[np.int32],
+        numerical: npt.NDArray[np.float32],
+    ) -> None:
+        """Copy `some` samples of the part."""
         first = part.first * self._shape.feature_bytes
+        of_all = slice(part.first + some.start, part.first + some.stop)
         target = self._staged.view(np.float32, (part.count, self._shape.features), first)
-        np.copyto(target, numerical[some])
+        np.copyto(target[some], numerical[of_all])
         target = self._staged.view(
             np.int32, (part.count, self._shape.slots), first + self._keys_offset(part.bucket)
         )
-        np.copyto(target, keys[some])
-        return part
+        np.copyto(target[some], keys[of_all])
 
     def _look_up(self, part: Part) -> None:
         gpu.lookup_flat(
@@ -179,3 +195,9 @@ class DeviceDlrm:
             output=on_gpu(self._output, np.float32, 1),
             graph=graph,
         )
+
+
+def pieces(count: int) -> list[slice]:
+    """Return which samples of a part of `count` each thread copies."""
+    step = -(-count // _COPY_THREADS)
+    return [slice(first, min(first + step, count)) for first in range(0, count, step)]

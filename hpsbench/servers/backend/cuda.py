@@ -1,4 +1,4 @@
-"""The few calls of CUDA's driver that a served model makes itself: memory, copies, one stream.
+"""The few calls of CUDA's driver that a served model makes itself: memory, copies, streams.
 
 By ctypes, from the library that every NVIDIA driver brings; no toolkit is needed.
 """
@@ -16,6 +16,7 @@ from hpsbench.errors import ServerError
 
 _PORTABLE = 1
 _NON_BLOCKING = 1
+_NO_TIMING = 2
 
 
 class PinnedMemory:
@@ -30,6 +31,14 @@ class PinnedMemory:
     def view(self, dtype: npt.DTypeLike, shape: tuple[int, ...], first: int) -> npt.NDArray[Any]:
         """Return the array of this type and shape that begins at byte `first`."""
         return np.ndarray(shape, dtype, memoryview(self._memory), first)
+
+
+class Event:
+    """A place in a stream's work, for another stream to wait for; of the GPU in use."""
+
+    def __init__(self) -> None:
+        self.handle = ctypes.c_void_p()
+        _call("cuEventCreate", ctypes.byref(self.handle), _NO_TIMING)
 
 
 class Stream:
@@ -53,6 +62,14 @@ class Stream:
     def fetch(self, target: int, source: int, num_bytes: int) -> None:
         """Queue a copy from the GPU to page-locked host memory."""
         _call("cuMemcpyDtoHAsync_v2", _address(target), _address(source), num_bytes, self._raw)
+
+    def record(self, event: Event) -> None:
+        """Let `event` be the end of what was queued until now."""
+        _call("cuEventRecord", event.handle, self._raw)
+
+    def hold(self, event: Event) -> None:
+        """Let what is queued from now on wait for `event`, where it was recorded."""
+        _call("cuStreamWaitEvent", self._raw, event.handle, 0)
 
     def wait(self) -> None:
         """Return when all that was queued is done."""

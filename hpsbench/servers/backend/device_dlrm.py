@@ -1,7 +1,7 @@
 """Lookup and engine on one GPU: a request is one copy there, one lookup, one run, one copy back.
 
-A large batch goes in parts. While the GPU computes one, threads bring the features of the next into
-page-locked memory.
+A large batch goes in parts. While the GPU computes one, threads bring the features of others into
+page-locked memory, and those of the next are copied and looked up on a stream of their own.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from hpsbench.hps.lookup import ModelTables
 from hpsbench.hps.native import gpu
 from hpsbench.models.onnx_engine import Buffer
 from hpsbench.servers.backend.batch_parts import LARGEST, Part, buckets, parts
-from hpsbench.servers.backend.cuda import PinnedMemory, Stream, device_memory
+from hpsbench.servers.backend.cuda import Event, PinnedMemory, Stream, device_memory
 from hpsbench.servers.backend.dense_engines import DenseEngine
 from hpsbench.servers.backend.stages import Mark, ignore
 
@@ -38,6 +38,18 @@ class Shape:
     def feature_bytes(self) -> int:
         """Bytes of a sample's keys (int32) and numerical features (float32)."""
         return _VALUE_BYTES * (self.slots + self.features)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _PartMemory:
+    """Memory of the GPU for one part's features and vectors, by address."""
+
+    features: int
+    vectors: int
+    runs: dict[int, Callable[[], None]]
+    """The engine's work of these, by bucket."""
+    filled: Event
+    read: Event
 
 
 class DeviceDlrm:
@@ -65,17 +77,18 @@ class DeviceDlrm:
         self._capacity = -(-max_batch_size // largest) * largest
         self._staged = PinnedMemory(self._capacity * shape.feature_bytes)
         self._answers = PinnedMemory(self._capacity * _VALUE_BYTES)
-        self._features = device_memory(largest * shape.feature_bytes)
-        values = largest * shape.slots * shape.dim
-        self._vectors = device_memory(values * self._vector_dtype.itemsize)
         self._output = device_memory(largest * _VALUE_BYTES)
         self._pool = ThreadPoolExecutor(_COPY_THREADS, "features")
-        self._runs = {
-            size: self._bound(engine, size, graph) for graph, size in enumerate(sizes, start=1)
-        }
+        self._ahead = Stream(device)
+        # With two, one part is copied and looked up while another is computed.
+        count = 2 if self._capacity > largest else 1
+        self._memory = [self._part_memory(engine, sizes, number) for number in range(count)]
         for size in sizes:
             keys = np.zeros((size, shape.slots), np.int32)
             self(keys, np.zeros((size, shape.features), np.float32))
+            for memory in self._memory[1:]:
+                memory.runs[size]()
+        self._stream.wait()
 
     def __call__(
         self,
@@ -96,28 +109,43 @@ class DeviceDlrm:
 
     def wait(self) -> None:
         """Return when the GPU has done all of it."""
+        self._ahead.wait()
         self._stream.wait()
 
     def _answer(
         self, keys: npt.NDArray[np.int32], numerical: npt.NDArray[np.float32], mark: Mark
     ) -> npt.NDArray[np.float32]:
-        for part in self._staged_parts(keys, numerical):
+        try:
+            self._queue(keys, numerical, mark)
+        finally:
+            # Also where a part failed: the next request uses the same memory.
+            self.wait()
+        mark("copy out")
+        return self._answers.view(np.float32, (len(keys),), 0)
+
+    def _queue(
+        self, keys: npt.NDArray[np.int32], numerical: npt.NDArray[np.float32], mark: Mark
+    ) -> None:
+        several = len(keys) > LARGEST
+        for number, part in enumerate(self._staged_parts(keys, numerical)):
             mark("stage")
-            source = self._staged.address + part.first * self._shape.feature_bytes
-            self._stream.send(self._features, source, part.bucket * self._shape.feature_bytes)
-            mark("copy in")
-            self._look_up(part)
-            mark("lookup")
-            self._runs[part.bucket]()
+            memory = self._memory[number % len(self._memory)]
+            if several:
+                self._ahead.hold(memory.read)
+                self._bring(part, memory, self._ahead, mark)
+                self._ahead.record(memory.filled)
+                self._stream.hold(memory.filled)
+            else:
+                self._bring(part, memory, self._stream, mark)
+            memory.runs[part.bucket]()
+            if several:
+                self._stream.record(memory.read)
             mark("engine")
             self._stream.fetch(
                 self._answers.address + part.first * _VALUE_BYTES,
                 self._output,
                 part.count * _VALUE_BYTES,
             )
-        self._stream.wait()
-        mark("copy out")
-        return self._answers.view(np.float32, (len(keys),), 0)
 
     def _staged_parts(
         self, keys: npt.NDArray[np.int32], numerical: npt.NDArray[np.float32]
@@ -167,33 +195,46 @@ class DeviceDlrm:
         )
         np.copyto(target[some], keys[of_all])
 
-    def _look_up(self, part: Part) -> None:
+    def _bring(self, part: Part, memory: _PartMemory, stream: Stream, mark: Mark) -> None:
+        """Queue the copy of the part's features to the GPU, and the lookup of its keys."""
+        source = self._staged.address + part.first * self._shape.feature_bytes
+        stream.send(memory.features, source, part.bucket * self._shape.feature_bytes)
+        mark("copy in")
         gpu.lookup_flat(
             self._tables.native,
             self._device,
-            self._features + self._keys_offset(part.bucket),
+            memory.features + self._keys_offset(part.bucket),
             np.array([part.count * self._shape.slots], np.uint64),
             key_bytes=_VALUE_BYTES,
             keys_on_gpu=True,
             dtype=self._vector_dtype,
-            stream=self._stream.handle,
-            out=self._vectors,
+            stream=stream.handle,
+            out=memory.vectors,
         )
+        mark("lookup")
 
     def _keys_offset(self, bucket: int) -> int:
         return bucket * self._shape.features * _VALUE_BYTES
 
-    def _bound(self, engine: DenseEngine, size: int, graph: int) -> Callable[[], None]:
-        shape = self._shape
+    def _part_memory(self, engine: DenseEngine, sizes: list[int], number: int) -> _PartMemory:
+        shape, largest = self._shape, sizes[-1]
+        features = device_memory(largest * shape.feature_bytes)
+        vectors = device_memory(largest * shape.slots * shape.dim * self._vector_dtype.itemsize)
 
         def on_gpu(address: int, dtype: npt.DTypeLike, *dims: int) -> Buffer:
-            return Buffer(address=address, dtype=dtype, shape=(size, *dims), device=self._device)
+            return Buffer(address=address, dtype=dtype, shape=dims, device=self._device)
 
-        return engine.bind(
-            vectors=on_gpu(self._vectors, self._vector_dtype, shape.slots, shape.dim),
-            numerical=on_gpu(self._features, np.float32, shape.features),
-            output=on_gpu(self._output, np.float32, 1),
-            graph=graph,
+        runs = {
+            size: engine.bind(
+                vectors=on_gpu(vectors, self._vector_dtype, size, shape.slots, shape.dim),
+                numerical=on_gpu(features, np.float32, size, shape.features),
+                output=on_gpu(self._output, np.float32, size, 1),
+                graph=graph,
+            )
+            for graph, size in enumerate(sizes, start=1 + number * len(sizes))
+        }
+        return _PartMemory(
+            features=features, vectors=vectors, runs=runs, filled=Event(), read=Event()
         )
 
 

@@ -39,14 +39,13 @@ def test_it_takes_about_what_reading_the_vectors_takes(dtype: str) -> None:
     source, target = cuda.device_memory(vectors), cuda.device_memory(vectors)
     dense = cuda.device_memory(LARGEST * DIM * size)
     out = cuda.device_memory(LARGEST * WIDTH * size)
-    interaction = DotInteraction(device=0, slots=SLOTS, dim=DIM, width=WIDTH, dtype=dtype)
+    interact = DotInteraction(device=0, slots=SLOTS, dim=DIM, width=WIDTH, dtype=dtype).bind(
+        LARGEST, dense=dense, vectors=source, out=out, stream=stream.handle
+    )
 
     def copy() -> None:
         cuda._call("cuMemcpyDtoDAsync_v2", *map(cuda._address, (target, source)), vectors,
                    stream._raw)  # fmt: skip
-
-    def interact() -> None:
-        interaction.queue(LARGEST, dense=dense, vectors=source, out=out, stream=stream.handle)
 
     rounds = [(microseconds(stream, copy), microseconds(stream, interact)) for _ in range(ROUNDS)]
     copied_us, taken_us = (median(times) for times in zip(*rounds[1:], strict=True))

@@ -104,13 +104,13 @@ def test_products_of_every_pair_and_nothing_else_is_written(
             rows = samples + GUARDS
             all_bytes = np.full(before + rows * width * kind.itemsize, UNTOUCHED, np.uint8)
             device.write(device.out, all_bytes)
-            DotInteraction(device=0, slots=slots, dim=dim, width=width, dtype=kind).queue(
+            DotInteraction(device=0, slots=slots, dim=dim, width=width, dtype=kind).bind(
                 samples,
                 dense=device.dense,
                 vectors=device.vectors,
                 out=device.out + before,
                 stream=device.stream.handle,
-            )
+            )()
             found = device.read(device.out, np.dtype(np.uint8), all_bytes.size)
             assert (found[:before] == UNTOUCHED).all()
             values = found[before:].view(kind).reshape(rows, width)
@@ -126,30 +126,31 @@ def test_dense_vectors_may_be_any_stride_apart(device: Device, dtype: str) -> No
     wide[:, :dim] = case.dense
     device.write(device.dense, wide)
     device.write(device.vectors, case.vectors)
-    DotInteraction(device=0, slots=slots, dim=dim, width=width, dtype=dtype).queue(
+    DotInteraction(device=0, slots=slots, dim=dim, width=width, dtype=dtype).bind(
         samples,
         dense=device.dense,
         dense_stride=6 * dim,
         vectors=device.vectors,
         out=device.out,
         stream=device.stream.handle,
-    )
+    )()
     case.check(device.read(device.out, np.dtype(dtype), samples, width))
 
 
 def test_it_is_captured_in_a_cuda_graph(device: Device) -> None:
     samples, slots, dim, width = 1000, 26, 128, 480
-    interaction = DotInteraction(device=0, slots=slots, dim=dim, width=width, dtype="float16")
-    stream = ctypes.c_void_p(device.stream.handle)
-    graph, executable = ctypes.c_void_p(), ctypes.c_void_p()
-    cuda._call("cuStreamBeginCapture_v2", stream, 0)  # global: what is unsafe anywhere fails
-    interaction.queue(
+    queue = DotInteraction(device=0, slots=slots, dim=dim, width=width, dtype="float16").bind(
         samples,
         dense=device.dense,
         vectors=device.vectors,
         out=device.out,
         stream=device.stream.handle,
     )
+    queue()  # the first launch loads the kernel
+    stream = ctypes.c_void_p(device.stream.handle)
+    graph, executable = ctypes.c_void_p(), ctypes.c_void_p()
+    cuda._call("cuStreamBeginCapture_v2", stream, 0)  # global: what is unsafe anywhere fails
+    queue()
     cuda._call("cuStreamEndCapture", stream, ctypes.byref(graph))
     cuda._call(
         "cuGraphInstantiateWithFlags", ctypes.byref(executable), graph, ctypes.c_ulonglong(0)
@@ -185,4 +186,4 @@ def test_memory_that_is_not_aligned_is_an_error(device: Device) -> None:
     for name in addresses:
         moved = {**addresses, name: addresses[name] + 8}
         with pytest.raises(HpsError, match="memory must begin at a multiple of 16 bytes"):
-            interaction.queue(1, stream=device.stream.handle, **moved)
+            interaction.bind(1, stream=device.stream.handle, **moved)()

@@ -27,12 +27,12 @@ typedef struct {
 
 // Writes, per sample, the dense vector, then the products of every pair of vectors, then zeros up to
 // `out_width`. The dense vector is number 0; pairs come as (1, 0), (2, 0), (2, 1), (3, 0) and so on.
-// Products are of float32's precision (about: three TensorFloat-32 products each) and added up in
-// float32, and rounded once.
+// They are added up in float32 and rounded once; those of float32 values are three products of
+// TensorFloat-32 each, which keeps about float32's precision.
 //
 // Works in the order of `stream`, and returns before it is done. It takes no memory and waits for
-// nothing, so that it can be captured in a CUDA graph. HPS_FAILED_PRECONDITION where the GPU has no
-// such tensor cores (compute capability below 8.0).
+// nothing, so that it can be captured in a CUDA graph once a first call has loaded the kernel.
+// HPS_FAILED_PRECONDITION where the GPU has no such tensor cores (compute capability below 8.0).
 hps_status hps_gpu_interact(int32_t device, const hps_gpu_interaction* interaction, void* stream,
                             hps_error* error);
 

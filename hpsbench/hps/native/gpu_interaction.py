@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,9 +42,9 @@ class DotInteraction:
     dtype: npt.DTypeLike
 
     def __post_init__(self) -> None:
-        self.queue(0, dense=0, vectors=0, out=0, stream=0)
+        self.bind(0, dense=0, vectors=0, out=0, stream=0)()
 
-    def queue(
+    def bind(
         self,
         num_samples: int,
         *,
@@ -52,13 +53,14 @@ class DotInteraction:
         out: int,
         stream: int,
         dense_stride: int | None = None,
-    ) -> None:
-        """Queue [n, dim] and [n, slots, dim] to [n, width] on `stream`; memory is by address.
+    ) -> Callable[[], None]:
+        """Return a function that queues [n, dim] and [n, slots, dim] to [n, width] on `stream`.
 
-        `dense_stride` says how many values apart the dense vectors are, where not `dim`.
+        Memory is by address. `dense_stride` says how many values apart the dense vectors are, where
+        not `dim`.
         """
         asked = _Interaction(
             gpu.ROW_TYPES.index(np.dtype(self.dtype)), dense, dense_stride or self.dim, vectors,
             out, num_samples, self.slots, self.dim, self.width,
         )  # fmt: skip
-        gpu.call("hps_gpu_interact", self.device, ctypes.byref(asked), stream)
+        return lambda: gpu.call("hps_gpu_interact", self.device, ctypes.byref(asked), stream)

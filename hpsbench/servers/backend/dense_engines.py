@@ -90,17 +90,18 @@ class FusedEngine:
         dense = between(self._dense, parts.dim)
         joined = between(self._joined, parts.width)
         bottom = self._bottom.bind({NUMERICAL: numerical}, {parts.dense: dense}, graph=graph)
+        interaction = self._interaction.bind(
+            samples,
+            dense=dense.address,
+            vectors=vectors.address,
+            out=joined.address,
+            stream=self._stream,
+        )
         top = self._top.bind({parts.joined: joined}, {OUTPUT: output}, graph=graph)
 
         def run() -> None:
             bottom()
-            self._interaction.queue(
-                samples,
-                dense=dense.address,
-                vectors=vectors.address,
-                out=joined.address,
-                stream=self._stream,
-            )
+            interaction()
             top()
 
         return run

@@ -13,7 +13,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from hpsbench.config import ServerConfig, environment
-from hpsbench.duets.decision import BASELINE, DuetPolicy, judge_duet, pooled
+from hpsbench.duets.decision import DuetPolicy, judge_duet, pooled
 from hpsbench.duets.pairs import NAMES
 from hpsbench.duets.resolution import (
     CONFIDENCE,
@@ -185,7 +185,7 @@ def _command(given: argparse.Namespace) -> int:
         write_model(folder)
         config = ServerConfig()
         # Before the neighbours come: they shall disturb requests, not choose their length.
-        found = calibrate(folder, config, logs[BASELINE])
+        found = calibrate(folder, config, logs)
         seed = secrets.randbelow(2**20)
         neighbours = 0
         if given.noisy:

@@ -42,9 +42,9 @@ class DuetPolicy:
     Raises ValueError for what measures nothing.
     """
 
-    launches: int = 4
-    pairs: int = 125
-    warm_up: int = 50
+    launches: int = 8
+    pairs: int = 64
+    warm_up: int = 25
     limit_p10: float = 0.03
     limit_p50: float = P50_NOISE_THRESHOLD
 

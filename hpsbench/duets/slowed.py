@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 
 import numpy as np
 
@@ -18,9 +19,9 @@ from hpsbench.duets.decision import BASELINE, CANDIDATE
 from hpsbench.duets.pairs import NAMES, Contender, ServedPair, fresh_pair
 from hpsbench.duets.session import Pair
 from hpsbench.errors import ConfigError
-from hpsbench.load.client import Tensor, connect
-from hpsbench.load.interleaved import Interleaved, Participant
-from hpsbench.servers.triton import TritonServer, running_triton
+from hpsbench.load.client import Tensor
+from hpsbench.load.interleaved import Interleaved
+from hpsbench.servers.triton import TritonServer
 
 #: What a request shall take, of which the model works most.
 REQUEST_NS = 2_000_000
@@ -28,7 +29,9 @@ MODEL = "hpsbench_selftest"
 BENCHMARK = DuetBenchmark(name=MODEL, model=MODEL)
 
 _CALIBRATING_STEPS = (100, 300)
-_CALIBRATING_REQUESTS = 150
+_CALIBRATING_REQUESTS = 60
+#: Launches differ by some 4%.
+_CALIBRATING_LAUNCHES = 8
 _CONFIG = """\
 backend: "python"
 max_batch_size: 0
@@ -45,7 +48,8 @@ class TritonPythonModel:
     def initialize(self, arguments):
         rng = np.random.default_rng(1)
         self.rows = rng.random((20_000, 128), dtype=np.float32)
-        self.keys = rng.integers(0, len(self.rows), (256, 32))
+        # So few that they stay in a cache: then every step takes as long as the others.
+        self.keys = rng.integers(0, len(self.rows), (16, 32))
 
     def execute(self, requests):
         return [self.answer(request) for request in requests]
@@ -54,7 +58,7 @@ class TritonPythonModel:
         steps = int(pb_utils.get_input_tensor_by_name(request, "steps").as_numpy()[0])
         total = 0.0
         for step in range(steps):
-            total += float(self.rows[self.keys[step % 256]].sum())
+            total += float(self.rows[self.keys[step % 16]].sum())
         output = pb_utils.Tensor("sum", np.array([total], np.float32))
         return pb_utils.InferenceResponse([output])
 """
@@ -100,33 +104,34 @@ def write_model(repository: Path, name: str = MODEL) -> None:
     (folder / "1" / "model.py").write_text(_MODEL_PY)
 
 
-def calibrate(repository: Path, config: ServerConfig, log: Path) -> Calibration:
-    """Start the model once, and return how many steps a request of REQUEST_NS takes here."""
-    with running_triton(repository, [MODEL], config, log=log) as server:
+def calibrate(repository: Path, config: ServerConfig, logs: Mapping[str, Path]) -> Calibration:
+    """Return how many steps a request of REQUEST_NS takes here, asked as a comparison asks it.
+
+    Servers that are asked in turn find their caches cold, and steps cost more than on one alone.
+    """
+    few, many = _CALIBRATING_STEPS
+    steps = {BASELINE: few, CANDIDATE: many}
+    pair = _pair(repository, config, steps, logs)
+    found: dict[int, list[int]] = {few: [], many: []}
+    for number in range(1, _CALIBRATING_LAUNCHES + 1):
         loop = Interleaved(
             rounds=1,
             warmup_requests=_CALIBRATING_REQUESTS // 3,
             min_requests=_CALIBRATING_REQUESTS,
             max_requests=_CALIBRATING_REQUESTS,
             measure_s=1e-9,
-            seed=1,
+            seed=number,
         )
-        endpoint = server.endpoint(MODEL)
-        clients = {steps: connect(endpoint, _request(steps)) for steps in _CALIBRATING_STEPS}
-        try:
-            asked = loop.run(
-                [Participant(name=str(steps), send=c.send) for steps, c in clients.items()],
-                server.check_alive,
-            )
-        finally:
-            for client in clients.values():
-                client.close()
-    return calibration(
-        {
-            int(name): stats.percentile_ns(run.records.latencies_ns, 10)
-            for name, run in asked.items()
-        }
-    )
+        with pair(number) as launched:
+            participants = launched.participants(BENCHMARK)
+            try:
+                asked = loop.run(participants, launched.check_alive)
+            finally:
+                for participant in participants:
+                    participant.close()
+        for name, run in asked.items():
+            found[steps[name]].append(stats.percentile_ns(run.records.latencies_ns, 10))
+    return calibration({count: round(fmean(p10_ns)) for count, p10_ns in found.items()})
 
 
 def _request(steps: int) -> dict[str, Tensor]:
@@ -142,6 +147,12 @@ def slowed_pair(
 ) -> Pair[ServedPair]:
     """Return pairs of fresh servers whose candidate is slower by this share of a request."""
     steps = {BASELINE: found.steps, CANDIDATE: found.slowed(share)}
+    return _pair(repository, config, steps, logs)
+
+
+def _pair(
+    repository: Path, config: ServerConfig, steps: Mapping[str, int], logs: Mapping[str, Path]
+) -> Pair[ServedPair]:
     contenders = {
         name: Contender(models=(MODEL,), repository=repository, config=config, log=logs[name])
         for name in NAMES

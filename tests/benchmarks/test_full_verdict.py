@@ -19,6 +19,7 @@ from hpsbench import cli
 from hpsbench.config import ServerConfig
 from hpsbench.duets import comparisons
 from hpsbench.duets.comparisons import StoredComparison
+from hpsbench.duets.pairs import NAMES
 from hpsbench.duets.slowed import calibrate, write_model
 
 pytestmark = pytest.mark.server
@@ -36,7 +37,8 @@ def steps(tmp_path_factory: pytest.TempPathFactory) -> int:
     """How many steps a request of 2 ms takes here, among twelve models on each of two servers."""
     folder = tmp_path_factory.mktemp("calibration")
     write_model(folder / "models")
-    alone = calibrate(folder / "models", ServerConfig(), folder / "log").steps
+    logs = {name: folder / f"{name}.log" for name in NAMES}
+    alone = calibrate(folder / "models", ServerConfig(), logs).steps
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         _, compared = compare(folder, alone, 0.0, "--launches", "1")

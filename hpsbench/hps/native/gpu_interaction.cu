@@ -51,13 +51,12 @@ __device__ inline uint32_t rest_of(uint32_t value, uint32_t big) {
 
 __device__ inline FloatTerms terms(uint32_t low, uint32_t high, const float*) {
   const Terms big = {as_tensor_float(__uint_as_float(low)),
-                         as_tensor_float(__uint_as_float(high))};
+                     as_tensor_float(__uint_as_float(high))};
   return {big, {rest_of(low, big.low), rest_of(high, big.high)}};
 }
 
 // Adds the products of a tile: of rows `top` (0 to 7) and `bottom` (8 to 15) with columns `column`.
-__device__ inline void multiply(float (&sums)[4], Terms top, Terms bottom,
-                                Terms column) {
+__device__ inline void multiply(float (&sums)[4], Terms top, Terms bottom, Terms column) {
 #if __CUDA_ARCH__ >= 800
   asm volatile(
       "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "

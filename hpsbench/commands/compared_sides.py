@@ -20,7 +20,7 @@ from hpsbench.workspace import workspace
 
 LOGS = runs.FOLDER.parent
 #: Where git revisions of this package come from.
-CHECKOUT = Path(__file__).parents[1]
+CHECKOUT = Path(__file__).parents[2]
 
 Say = Callable[[str], None]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +16,14 @@ from hpsbench.errors import BaselineError
 from hpsbench.load_results import LoadResult
 from hpsbench.published import Publication
 from hpsbench.runs import Run
+from hpsbench.verdict import Verdict
 
 #: Runs that a history reaches back; a run's file holds every latency and takes its time to read.
 MOST_EARLIER = 30
 MOST_COMPARISONS = 6
+
+#: What is left to do about a verdict whose run was stored as the baseline after it.
+ACCEPTED_HINT = "accepted since: `hpsbench baseline update` stored this run as the baseline"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,13 +44,25 @@ class Apart:
 class Contents(Apart):
     """A run, the baselines of its benchmarks without itself, publications, and earlier runs.
 
-    What else is in it was measured apart from the run, on its class of machine.
+    `accepted` are the benchmarks whose baseline the run became after it was judged. What else is
+    in it was measured apart from the run, on its class of machine.
     """
 
     run: Run
     baselines: Mapping[str, Baseline]
     publications: Sequence[Publication]
     earlier: Sequence[Run]
+    accepted: frozenset[str] = frozenset()
+
+    @property
+    def verdicts(self) -> tuple[Verdict, ...]:
+        """The run's verdicts as they were given; of what was accepted since, the hint says so."""
+        return tuple(
+            dataclasses.replace(verdict, hint=ACCEPTED_HINT)
+            if verdict.benchmark in self.accepted
+            else verdict
+            for verdict in self.run.verdicts
+        )
 
 
 def gather(
@@ -56,9 +73,13 @@ def gather(
     Raises BaselineError for a baseline or a publication that cannot be read.
     """
     apart = Apart() if beside is None else gather_apart(run.machine.cls, beside)
+    stored = baselines.load(baselines_folder, run.machine.cls).here
     return Contents(
         run=run,
-        baselines=_beside(run, baselines.load(baselines_folder, run.machine.cls).here),
+        baselines=_beside(run, stored),
+        accepted=frozenset(
+            name for name, b in stored.items() if run.run_id in (r.run_id for r in b.runs)
+        ),
         publications=published.load(baselines_folder),
         earlier=earlier,
         **vars(apart),

@@ -31,7 +31,7 @@ def page(contents: Contents) -> str:
     run = contents.run
     return _page(
         f"{notation.headline(run.verdicts)} - hpsbench {run.preset}",
-        _header(run),
+        _header(contents),
         _sections(contents),
         f"hpsbench {run.machine.versions.get('hpsbench', '')}, run {run.run_id}",
     )
@@ -77,7 +77,8 @@ def _page(
     return html_document(head, body)
 
 
-def _header(run: Run) -> Element:
+def _header(contents: Contents) -> Element:
+    run = contents.run
     groups = notation.by_outcome(run.verdicts)
     chips = [
         element(
@@ -89,6 +90,7 @@ def _header(run: Run) -> Element:
         for outcome, group in groups.items()
     ]
     worst = next(iter(groups), None)
+    accepted = notation.accepted(run.verdicts, contents.accepted)
     recorded = run.recorded_at.replace("T", " ").replace("Z", " UTC")
     return element(
         "header",
@@ -104,6 +106,7 @@ def _header(run: Run) -> Element:
             f", {recorded}",
             class_="meta",
         ),
+        element("p", sentence(accepted), class_="meta") if accepted else None,
         class_=worst.value.lower() if worst else None,
     )
 
@@ -111,7 +114,7 @@ def _header(run: Run) -> Element:
 def _sections(contents: Contents) -> list[tuple[str, list[Content]]]:
     run = contents.run
     cells, variants = figures.figures_of(run), figures.variants_of(run)
-    parts: list[tuple[str, list[Content]]] = [("Verdicts", _verdicts(run))]
+    parts: list[tuple[str, list[Content]]] = [("Verdicts", _verdicts(contents))]
     if cells:
         parts.append(("Figures", _figures(contents, cells, variants)))
         parts.append(("Latency", _latency(contents, cells, variants)))
@@ -146,10 +149,11 @@ def _sections(contents: Contents) -> list[tuple[str, list[Content]]]:
     return parts
 
 
-def _verdicts(run: Run) -> list[Content]:
+def _verdicts(contents: Contents) -> list[Content]:
+    run = contents.run
     if not run.verdicts:
         return [_lead("The session measured nothing that could be judged.")]
-    verdicts, since = notation.changed_since(run.verdicts)
+    verdicts, since = notation.changed_since(contents.verdicts)
     groups = notation.by_outcome(verdicts)
     span = forest_span(run.verdicts)
     lead: list[Content] = []
@@ -202,8 +206,10 @@ def _launches_lead(with_baseline: bool) -> list[Content]:
         text += "Filled marks are this run's launches, hollow ones the baseline's, both as changes "
         text += "from the baseline's typical ratio; the band is the verdict's limit."
     else:
-        text += "No baseline of these is stored, so they are shown as changes from this run's own "
-        text += "typical ratio: how far they spread is what this machine can resolve."
+        text += "No other run of these is stored as a baseline, so they are shown as changes from "
+        text += (
+            "this run's own typical ratio: how far they spread is what this machine can resolve."
+        )
     return [_lead(text)]
 
 

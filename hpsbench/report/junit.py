@@ -6,7 +6,7 @@ one is built from a stored run, and has what vanished as well.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from xml.etree import ElementTree
 
 from hpsbench.duets.comparisons import StoredComparison
@@ -18,7 +18,8 @@ def suite_xml(contents: Contents) -> str:
     """Return the XML: REGRESSED is a failure, INVALID an error, and no verdict is skipped."""
     run = contents.run
     title = f"hpsbench {run.preset} on {run.machine.cls}"
-    return _xml(run.verdicts, title, run.recorded_at, f"hpsbench.{run.preset}")
+    class_name = f"hpsbench.{run.preset}"
+    return _xml(contents.verdicts, title, run.recorded_at, class_name, contents.accepted)
 
 
 def comparison_xml(compared: StoredComparison) -> str:
@@ -27,7 +28,13 @@ def comparison_xml(compared: StoredComparison) -> str:
     return _xml(compared.verdicts, title, compared.recorded_at, "hpsbench.compare")
 
 
-def _xml(verdicts: Sequence[Verdict], title: str, recorded_at: str, class_name: str) -> str:
+def _xml(
+    verdicts: Sequence[Verdict],
+    title: str,
+    recorded_at: str,
+    class_name: str,
+    accepted: Collection[str] = (),
+) -> str:
     kinds = [_kind(verdict) for verdict in verdicts]
     root = ElementTree.Element("testsuites")
     suite = ElementTree.SubElement(
@@ -41,7 +48,7 @@ def _xml(verdicts: Sequence[Verdict], title: str, recorded_at: str, class_name: 
         skipped=str(kinds.count("skipped")),
     )
     for verdict in verdicts:
-        _add_case(suite, verdict, class_name)
+        _add_case(suite, verdict, class_name, accepted=verdict.benchmark in accepted)
     ElementTree.indent(root)
     return ElementTree.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
 
@@ -54,10 +61,13 @@ def _kind(verdict: Verdict) -> str | None:
     return None if verdict.outcome.decided else "skipped"
 
 
-def _add_case(suite: ElementTree.Element, verdict: Verdict, class_name: str) -> None:
+def _add_case(
+    suite: ElementTree.Element, verdict: Verdict, class_name: str, *, accepted: bool
+) -> None:
     case = ElementTree.SubElement(suite, "testcase", classname=class_name, name=verdict.benchmark)
     properties = ElementTree.SubElement(case, "properties")
-    for name, value in verdict_properties(verdict):
+    told = [*verdict_properties(verdict), *[("accepted_as_baseline", "true")] * accepted]
+    for name, value in told:
         ElementTree.SubElement(properties, "property", name=name, value=value)
     kind = _kind(verdict)
     if kind is not None:

@@ -19,7 +19,7 @@ _FIGURE_NAMES = ("batch", "variant", "p50, ms", "p10, ms", "infer, ms", "k sampl
 def summary(contents: Contents) -> str:
     """Return the report of a run; what passed, and its figures, are folded."""
     run = contents.run
-    verdicts, since = notation.changed_since(run.verdicts)
+    verdicts, since = notation.changed_since(contents.verdicts)
     groups = notation.by_outcome(verdicts)
     passed = groups.pop(Outcome.PASS, [])
     lines = [
@@ -32,10 +32,11 @@ def summary(contents: Contents) -> str:
     if compared:
         lines += [*_verdict_table(compared), ""]
     for outcome, group in groups.items():
-        hints = dict.fromkeys(verdict.hint for verdict in group if verdict.hint)
-        lines += [f"- **{outcome.value}**, {notation.meaning(outcome)}: {h}" for h in hints]
-        for text, names in notation.by_sentence(group).items():
-            lines.append(f"  - {', '.join(f'`{name}`' for name in names)}: {_escaped(text)}")
+        for hint in dict.fromkeys(verdict.hint for verdict in group):
+            lines.append(f"- **{outcome.value}**, {notation.meaning(outcome)}: {hint}")
+            alike = [verdict for verdict in group if verdict.hint == hint]
+            for text, names in notation.by_sentence(alike).items():
+                lines.append(f"  - {', '.join(f'`{name}`' for name in names)}: {_escaped(text)}")
     if since:
         lines.append(f"- Changed since their baselines: {_escaped(since)}")
     if groups or since:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from hpsbench.verdict import SINCE, Outcome, Verdict
 
@@ -61,6 +61,16 @@ def headline(verdicts: Sequence[Verdict]) -> str:
     if improved:
         return f"Nothing regressed; {improved} of {_benchmarks(total)} improved"
     return f"All {_benchmarks(total)} passed" if total > 1 else "The benchmark passed"
+
+
+def accepted(verdicts: Sequence[Verdict], names: Collection[str]) -> str:
+    """Return how many benchmarks the run became the baseline of since; "" where of none."""
+    count = sum(verdict.benchmark in names for verdict in verdicts)
+    if not count:
+        return ""
+    of_all = f"all {len(verdicts)}" if len(verdicts) > 1 else "the one"
+    share = of_all if count == len(verdicts) else f"{count} of the {len(verdicts)}"
+    return f"accepted since, with `hpsbench baseline update`: {share}"
 
 
 def said(verdict: Verdict) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from hpsbench.figures import Figures, Stages, batch_sizes_of, compared, reference_of_run
 from hpsbench.published import COMPUTE_INFER, UNITS, Publication, PublishedTable
 from hpsbench.report import charts, notation
-from hpsbench.report.contents import Contents
+from hpsbench.report.contents import ACCEPTED_HINT, Contents
 from hpsbench.report.elements import Content, Element, element
 from hpsbench.report.forest import forest, forest_scale
 from hpsbench.runs import Run, reproduction
@@ -32,7 +32,8 @@ def verdict_group(outcome: Outcome, verdicts: Sequence[Verdict], span: float) ->
     for hint in dict.fromkeys(verdict.hint for verdict in verdicts):
         alike = [verdict for verdict in verdicts if verdict.hint == hint]
         if hint:
-            listings.append(element("p", sentence(hint), class_="hint"))
+            done = " accepted" if hint == ACCEPTED_HINT else ""
+            listings.append(element("p", sentence(hint), class_=f"hint{done}"))
         listings.append(_verdict_listing(alike, span))
     return element(
         "details",

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import pytest
 
 from hpsbench import baselines, cli, runs
+from hpsbench.commands import baseline as baseline_command
 from hpsbench.verdict import Outcome
 from tests.scripted import MACHINE, measurement, run_of
 
@@ -26,7 +27,7 @@ def command(
 ) -> Run:
     """Return a function that runs the command in an empty folder: code, output, errors."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli, "this_machine", lambda: MACHINE)
+    monkeypatch.setattr(baseline_command, "this_machine", lambda: MACHINE)
 
     def run(*arguments: str) -> tuple[int, str, str]:
         try:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
+import re
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -70,6 +72,58 @@ def test_every_form_is_written_that_is_asked_for() -> None:
     assert ElementTree.parse("v.xml").getroot()[0].attrib["failures"] == "1"
     assert Path("s.md").read_text().startswith("## hpsbench: 1 of 1 benchmark regressed\n")
     assert not Path(".hpsbench/report.html").exists()
+
+
+def test_what_was_accepted_keeps_its_verdict_and_is_shown_as_accepted(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    measured = [measurement("native_tf"), measurement("hps_tf", slowdown=1.2)]
+    judged = [verdict(measured[0]), verdict(measured[1], baseline_of(measurement()))]
+    assert [v.outcome.value for v in judged] == ["NO_BASELINE", "REGRESSED"]
+    results = tuple(
+        runs.Result(test="tests/t.py::test", measurement=m, verdict=v)
+        for m, v in zip(measured, judged, strict=True)
+    )
+    run = dataclasses.replace(run_of(run_id="20260109T030405Z-aaaaaa"), results=results)
+    runs.save(runs.FOLDER, run)
+    assert cli.main(["report"]) == 0
+    page = Path(".hpsbench/report.html")
+    before = page.read_text()
+    assert "Accepted since" not in before
+    capsys.readouterr()
+
+    assert cli.main(["baseline", "update", "--only", "smoke-native_tf-b64"]) == 0
+    said = capsys.readouterr().out
+    assert "wrote .hpsbench/report.html, where these are shown as accepted\n" in said
+    text = page.read_text()
+    assert "1 of 2 benchmarks regressed</h1>" in text
+    assert "<code>hpsbench baseline update</code>: 1 of the 2</p>" in text
+    accepted = re.search(r'<details class="outcome no_baseline".*?</details>', text)
+    assert accepted is not None
+    assert "Accepted since: <code>hpsbench baseline update</code> stored this run" in accepted[0]
+    assert "to store this run, and commit" not in accepted[0]
+    regressed = re.search(r'<details class="outcome regressed".*?</details>', text)
+    assert regressed is not None
+    assert "Find the cause" in regressed[0]
+
+    assert cli.main(["baseline", "update"]) == 0
+    assert cli.main(["report", "--junit", "v.xml", "--markdown", "s.md"]) == 0
+    assert page.read_text().count("Accepted since: <code>") == 2
+    summary = Path("s.md").read_text()
+    assert "**REGRESSED**, slower than its baseline: accepted since: `hpsbench" in summary
+    cases = ElementTree.parse("v.xml").getroot().iter("testcase")
+    marks = [
+        "accepted_as_baseline" in {p.attrib["name"] for p in c.iter("property")} for c in cases
+    ]
+    assert marks == [True, True]
+
+
+def test_a_page_of_another_run_is_left_as_it_is() -> None:
+    assert cli.main(["report"]) == 0
+    page = Path(".hpsbench/report.html")
+    before = page.read_text()
+    assert cli.main(["baseline", "update", "20260102"]) == 0
+    assert page.read_text() == before
 
 
 @pytest.mark.parametrize("target", ["file", "pipe"])

@@ -185,7 +185,7 @@ def test_a_run_alone_has_neither_history_nor_published_figures() -> None:
     Page(text)
     missing = ("Load", "Comparisons", "History", "Published figures")
     assert headings(text) == [s for s in SECTIONS if s not in missing]
-    assert "No baseline of these is stored" in text
+    assert "No other run of these is stored" in text
 
 
 def section(text: str, anchor: str) -> str:

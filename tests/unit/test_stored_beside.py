@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from hpsbench import cli, load_results, runs
+from hpsbench.commands import report as report_command
 from hpsbench.duets import comparisons, selftests
 from hpsbench.errors import BaselineError
 from hpsbench.report.contents import gather
@@ -50,7 +51,7 @@ def test_without_a_session_what_commands_stored_is_a_report_of_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli, "this_machine", lambda: MACHINE)
+    monkeypatch.setattr(report_command, "this_machine", lambda: MACHINE)
     assert cli.main(["report"]) == 4
     assert "no runs in .hpsbench/runs" in capsys.readouterr().err
     load_results.save(load_results.FOLDER / "1.json", load_curve())

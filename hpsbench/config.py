@@ -144,7 +144,8 @@ class ServerConfig:
     as fast as published, and too coarse to compare answers. With `xla`, XLA compiles the dense part
     of the variants that TensorFlow serves, once per batch size. With `cuda_graphs`, ONNX Runtime
     captures its work once per bucket of batch sizes and replays it; with `stage_times`, the ONNX
-    variants measure their stages, one after another, which is slower.
+    variants measure their stages, one after another, which is slower. With `in_process`, they run
+    in Triton's own process, of which a Triton at a URL would need the backend.
     """
 
     triton: str = "bundled"
@@ -152,6 +153,7 @@ class ServerConfig:
     xla: bool = False
     cuda_graphs: bool = True
     stage_times: bool = False
+    in_process: bool = True
     startup_timeout_s: float = 120.0
     request_timeout_s: float = 60.0
 

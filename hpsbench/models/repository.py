@@ -7,6 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+#: What runs a model's Python: Triton's own backend, each in a process of its own, or this
+#: project's, in Triton's process (`hpsbench.servers.in_process`).
+PYTHON, IN_PROCESS = "python", "hpsbench"
 #: What Triton runs for each model; the class does the work, the file stays one line to read.
 _MODEL_PY = "from hpsbench.servers.backend.{module} import TritonPythonModel  # noqa: F401\n"
 
@@ -51,8 +54,10 @@ class ModelRepository:
         outputs: Sequence[TensorSpec],
         parameters: Mapping[str, str],
         warm_up: Mapping[str, tuple[int, ...]] | None = None,
+        *,
+        backend: str = PYTHON,
     ) -> None:
-        """Write a Python-backend model that runs `hpsbench.servers.backend.<module>`.
+        """Write a model in Python that runs `hpsbench.servers.backend.<module>` in a backend.
 
         `warm_up` gives the shape of each input of a request of zeros that Triton runs before it
         calls the model ready: tables are opened by the first lookup, which must not be a client's.
@@ -60,7 +65,7 @@ class ModelRepository:
         (self.version_folder(model) / "model.py").write_text(_MODEL_PY.format(module=module))
         blocks = [
             f"name: {_quoted(model)}",
-            'backend: "python"',
+            f"backend: {_quoted(backend)}",
             # 0: the first dimension is the batch, written out in the dims; Triton adds none.
             "max_batch_size: 0",
             *(_tensor("input", spec) for spec in inputs),

@@ -16,7 +16,7 @@ from hpsbench.machine import find_gpus
 from hpsbench.models.build import Build
 from hpsbench.models.dlrm import Batch
 from hpsbench.models.kinds.dlrm import HPS_MODEL, DlrmBuild
-from hpsbench.models.repository import TensorSpec
+from hpsbench.models.repository import IN_PROCESS, PYTHON, TensorSpec
 
 if TYPE_CHECKING:
     import onnx
@@ -100,6 +100,13 @@ def add_onnx_server(
             for name in ("tensor_float_32", "cuda_graphs", "stage_times")
         },
     }
+    served_here = "://" not in suite.servers.triton
     build.repository.add_python_model(
-        model, "onnx_model", feature_specs(suite), OUTPUT_SPECS, parameters, feature_warm_up(suite)
+        model,
+        "onnx_model",
+        feature_specs(suite),
+        OUTPUT_SPECS,
+        parameters,
+        feature_warm_up(suite),
+        backend=IN_PROCESS if suite.servers.in_process and served_here else PYTHON,
     )

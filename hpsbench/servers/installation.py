@@ -16,6 +16,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from hpsbench.errors import ServerError
+from hpsbench.models.repository import IN_PROCESS
+from hpsbench.servers.in_process.library import backend_library_of
 from hpsbench.servers.process import SCRATCH
 
 SYSTEM_BINARY = Path("/opt/tritonserver/bin/tritonserver")
@@ -35,16 +37,31 @@ class Installation:
     links: Mapping[str, str] = field(default_factory=dict)
 
 
-def find_triton(which: str, python: Path | None = None) -> Installation:
+def find_triton(
+    which: str, python: Path | None = None, *, in_process: bool = False
+) -> Installation:
     """Return the installation called `bundled` or `system`.
 
     Its Python models run in the environment of `python`, which must be of the same version as the
-    Python that runs now, the default. Raises ServerError when it is missing, or cannot run it.
+    Python that runs now, the default; with `in_process`, it has the backend that runs them in
+    Triton's own process. Raises ServerError when something is missing, or cannot run it, and
+    NativeBuildError where the backend cannot be compiled.
     """
     found = _bundled() if which == "bundled" else _system()
+    if in_process:
+        found = _with_backend(found, backend_library_of(python))
     if python is None:
         return found
     return replace(found, prepend={**found.prepend, "PATH": [str(python.parent)]})
+
+
+def _with_backend(installation: Installation, library: Path) -> Installation:
+    folder = f"backends/{IN_PROCESS}"
+    added = {
+        f"{folder}/{library.name}": str(library),
+        f"{folder}/libpython.so": str(find_libpython()),
+    }
+    return replace(installation, links={**installation.links, **added})
 
 
 def _system() -> Installation:
@@ -56,10 +73,17 @@ def _system() -> Installation:
             hint="run inside an NGC Triton image, or pass --triton bundled or --triton URL",
         )
     backends = binary.resolve().parent.parent / "backends"
+    # Links, so that a backend of ours can stand beside them.
+    links = {
+        f"backends/{folder.name}": str(folder)
+        for folder in (sorted(backends.iterdir()) if backends.is_dir() else ())
+        if folder.is_dir()
+    }
     return Installation(
         binary=binary,
-        arguments=[f"--backend-directory={backends}"] if backends.is_dir() else [],
+        arguments=[f"--backend-directory={SCRATCH}/backends"] if links else [],
         prepend={"PATH": [_python_bin()]},
+        links=links,
     )
 
 

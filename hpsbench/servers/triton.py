@@ -13,6 +13,7 @@ from hpsbench.errors import ServerDied, ServerError
 from hpsbench.servers import http
 from hpsbench.servers.attach import attach
 from hpsbench.servers.endpoint import Endpoint
+from hpsbench.servers.in_process.library import is_used
 from hpsbench.servers.installation import find_triton
 from hpsbench.servers.launch import STOP_GRACE_S, died, launch
 from hpsbench.servers.process import ChildProcess
@@ -196,7 +197,9 @@ def running_triton(
         server = attached_triton(config, models)
     else:
         launched = launch(
-            find_triton(config.triton, python),
+            find_triton(
+                config.triton, python, in_process=any(is_used(repository, m) for m in models)
+            ),
             repository,
             models,
             log=log,

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from hpsbench import compiler as compilers
 from hpsbench.config import environment
 from hpsbench.errors import NativeBuildError
 from hpsbench.hps.native import build
@@ -29,13 +30,13 @@ def fake_compiler(tmp_path, monkeypatch):
         path = tmp_path / "fake-g++"
         path.write_text(COMPILER.format(action=action, version=version))
         path.chmod(0o755)
-        build._compiler_version.cache_clear()
+        compilers._version.cache_clear()
         return path
 
     monkeypatch.setenv("HPSBENCH_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setenv("CXX", str(tmp_path / "fake-g++"))
     yield install
-    build._compiler_version.cache_clear()
+    compilers._version.cache_clear()
 
 
 def runs(compiler: Path) -> int:
@@ -75,7 +76,7 @@ def test_a_compiler_that_fails_shows_its_last_lines(fake_compiler):
 
 
 def test_a_missing_compiler_names_the_package(fake_compiler):
-    build._compiler_version.cache_clear()
+    compilers._version.cache_clear()
     with pytest.raises(NativeBuildError) as caught:
         build.core_library()
     assert "the native library needs a C++ compiler, and" in str(caught.value)

@@ -16,7 +16,7 @@ ROOMS = (
     ("errors",),
     ("config",),
     ("presets",),
-    ("machine", "workspace", "storage", "workload", "revisions"),
+    ("compiler", "machine", "workspace", "storage", "workload", "revisions"),
     ("tables",),
     ("hps",),
     ("models",),

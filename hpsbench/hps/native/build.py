@@ -1,28 +1,18 @@
-"""Compiles the native libraries on first use, and keeps them in the cache folder.
+"""The native libraries of the parameter server, compiled on first use.
 
 There are three: the core, which knows no TensorFlow; the TensorFlow operation, which finds the core
-beside it; and the GPU library, which needs nvcc, and without which all else works. A library's
-folder is named after all that its content depends on, so it is never outdated; processes that need
-it at the same time wait for one build.
+beside it; and the GPU library, which needs nvcc, and without which all else works.
 """
 
 from __future__ import annotations
 
-import functools
-import hashlib
-import logging
-import os
 import platform
-import subprocess
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from hpsbench.compiler import Code, Compiler, cxx, shared_library
 from hpsbench.config import environment
-from hpsbench.errors import NativeBuildError
 
-_LOG = logging.getLogger("hpsbench.hps")
-_SOURCES = Path(__file__).parent
 _OP_SOURCES = ("op.cc", "op_concat.cc", "op_concat_gpu.cc", "op_gpu.cc")
 _CORE_SOURCES = (
     "core.cc", "index.cc", "lookup.cc", "table.cc", "thread_pool.cc", "tiers.cc",
@@ -52,9 +42,6 @@ _GPU_FLAGS = (
     "-std=c++17", "-O3", "-shared", "-cudart", "static",
     "-Xcompiler", "-fPIC,-pthread,-fvisibility=hidden",
 )  # fmt: skip
-_SHOWN_LINES = 12
-_CXX_HINT = "install or update the compiler (apt-get install g++), or name another in CXX"
-_NVCC_HINT = "install a CUDA toolkit that fits the GPU, or name another nvcc in NVCC"
 
 
 def core_library(extra_flags: Sequence[str] = ()) -> Path:
@@ -110,9 +97,11 @@ def gpu_library(architectures: Sequence[str]) -> Path | None:
         "-Xlinker",
         f"-rpath=$ORIGIN/../{core.parent.name}",
     )
-    return _library(
-        "gpu", "libhps_gpu.so", _GPU_SOURCES, _GPU_HEADERS, flags, compiler=nvcc, hint=_NVCC_HINT
+    compiler = Compiler(
+        program=nvcc,
+        hint="install a CUDA toolkit that fits the GPU, or name another nvcc in NVCC",
     )
+    return _library("gpu", "libhps_gpu.so", _GPU_SOURCES, _GPU_HEADERS, flags, compiler=compiler)
 
 
 def _architecture_flags() -> tuple[str, ...]:
@@ -128,63 +117,7 @@ def _library(
     flags: Sequence[str],
     *,
     depends_on: str = "",
-    compiler: str | None = None,
-    hint: str = _CXX_HINT,
+    compiler: Compiler | None = None,
 ) -> Path:
-    compiler = compiler or environment().cxx
-    digest = hashlib.sha256()
-    for part in (_compiler_version(compiler), depends_on, *flags):
-        digest.update(part.encode() + b"\0")
-    for name in (*headers, *sources):
-        digest.update((_SOURCES / name).read_bytes())
-    folder = environment().cache_dir / "native" / f"{kind}-{digest.hexdigest()[:20]}"
-    library = folder / file_name
-    if library.exists():
-        return library
-    from filelock import FileLock  # not before: it takes longer than loading small tables
-
-    # Libraries come after the sources that need them.
-    command = [compiler, *(str(_SOURCES / name) for name in sources), *flags]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.with_suffix(".lock")):
-            if not library.exists():
-                _compile(command, library, hint)
-    except OSError as error:
-        raise NativeBuildError(
-            f"the native library cannot be kept in {folder}: {error.strerror}",
-            hint="set HPSBENCH_CACHE_DIR to a folder that you can write",
-        ) from error
-    return library
-
-
-def _compile(command: Sequence[str], library: Path, hint: str) -> None:
-    _LOG.info("compiling %s; this happens once", library)
-    started = time.monotonic()
-    unfinished = library.with_name(f"{library.name}.{os.getpid()}")
-    try:
-        result = subprocess.run(
-            [*command, "-o", str(unfinished)], capture_output=True, text=True, check=False
-        )
-        if result.returncode != 0:
-            last = "\n    ".join(result.stderr.strip().splitlines()[-_SHOWN_LINES:])
-            raise NativeBuildError(
-                f"{command[0]} could not compile {library.name}; its last lines:\n    {last}",
-                hint=hint,
-            )
-        unfinished.replace(library)
-    finally:
-        unfinished.unlink(missing_ok=True)
-    _LOG.info("compiled %s in %.1f s", library, time.monotonic() - started)
-
-
-@functools.cache
-def _compiler_version(compiler: str) -> str:
-    try:
-        result = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError) as error:
-        raise NativeBuildError(
-            f"the native library needs a C++ compiler, and {compiler!r} does not run: {error}",
-            hint="apt-get install g++, or name another compiler in CXX",
-        ) from error
-    return result.stdout or compiler
+    code = Code(folder=Path(__file__).parent, sources=sources, headers=headers)
+    return shared_library(kind, file_name, code, flags, compiler or cxx(), depends_on=depends_on)

@@ -17,6 +17,8 @@ from hpsbench.errors import ServerError
 _PORTABLE = 1
 _NON_BLOCKING = 1
 _NO_TIMING = 2
+_POINTER_MEMORY_TYPE = 2
+_HOST_MEMORY = 1
 
 
 class PinnedMemory:
@@ -86,6 +88,14 @@ def device_memory(num_bytes: int) -> int:
     _call("cuMemAlloc_v2", ctypes.byref(address), ctypes.c_size_t(num_bytes))
     _call("cuMemsetD8_v2", address, ctypes.c_ubyte(0), ctypes.c_size_t(num_bytes))
     return int(address.value)
+
+
+def is_page_locked(array: npt.NDArray[Any]) -> bool:
+    """Return whether the array is one piece that the GPU reads without the processor's help."""
+    kind = ctypes.c_uint()
+    address = _address(array.ctypes.data)
+    status = _driver().cuPointerGetAttribute(ctypes.byref(kind), _POINTER_MEMORY_TYPE, address)
+    return bool(array.flags.c_contiguous and status == 0 and kind.value == _HOST_MEMORY)
 
 
 def _address(value: int) -> ctypes.c_uint64:

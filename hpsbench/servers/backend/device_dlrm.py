@@ -1,7 +1,8 @@
 """Lookup and engine on one GPU: a request is one copy there, one lookup, one run, one copy back.
 
-A large batch goes in parts. While the GPU computes one, threads bring the features of others into
-page-locked memory, and those of the next are copied and looked up on a stream of their own.
+A large batch goes in parts. While the GPU computes one, the features of the next are copied there
+and looked up on a stream of their own; where they are not in page-locked memory, threads bring them
+into such first.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -17,13 +19,15 @@ from hpsbench.hps.lookup import ModelTables
 from hpsbench.hps.native import gpu
 from hpsbench.models.onnx_engine import Buffer
 from hpsbench.servers.backend.batch_parts import LARGEST, Part, buckets, parts
-from hpsbench.servers.backend.cuda import Event, PinnedMemory, Stream, device_memory
+from hpsbench.servers.backend.cuda import Event, PinnedMemory, Stream, device_memory, is_page_locked
 from hpsbench.servers.backend.dense_engines import DenseEngine
 from hpsbench.servers.backend.stages import Mark, ignore
 
 _VALUE_BYTES = 4
 #: As many copy one part, so that the first is soon there.
 _COPY_THREADS = 4
+#: What is less is staged, whatever memory it comes in: its features are then one copy, not two.
+_LEAST_DIRECT_BYTES = 256 << 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,16 +131,26 @@ class DeviceDlrm:
         self, keys: npt.NDArray[np.int32], numerical: npt.NDArray[np.float32], mark: Mark
     ) -> None:
         several = len(keys) > LARGEST
-        for number, part in enumerate(self._staged_parts(keys, numerical)):
+        direct = (
+            len(keys) * self._shape.feature_bytes >= _LEAST_DIRECT_BYTES
+            and is_page_locked(keys)
+            and is_page_locked(numerical)
+        )
+        send = partial(self._send, keys, numerical) if direct else self._send_staged
+        found = parts(len(keys)) if direct else self._staged_parts(keys, numerical)
+        for number, part in enumerate(found):
             mark("stage")
             memory = self._memory[number % len(self._memory)]
+            stream = self._ahead if several else self._stream
             if several:
-                self._ahead.hold(memory.read)
-                self._bring(part, memory, self._ahead, mark)
-                self._ahead.record(memory.filled)
+                stream.hold(memory.read)
+            send(part, memory, stream)
+            mark("copy in")
+            self._look_up(part, memory, stream)
+            mark("lookup")
+            if several:
+                stream.record(memory.filled)
                 self._stream.hold(memory.filled)
-            else:
-                self._bring(part, memory, self._stream, mark)
             memory.runs[part.bucket]()
             if several:
                 self._stream.record(memory.read)
@@ -195,11 +209,27 @@ class DeviceDlrm:
         )
         np.copyto(target[some], keys[of_all])
 
-    def _bring(self, part: Part, memory: _PartMemory, stream: Stream, mark: Mark) -> None:
-        """Queue the copy of the part's features to the GPU, and the lookup of its keys."""
+    def _send_staged(self, part: Part, memory: _PartMemory, stream: Stream) -> None:
         source = self._staged.address + part.first * self._shape.feature_bytes
         stream.send(memory.features, source, part.bucket * self._shape.feature_bytes)
-        mark("copy in")
+
+    def _send(
+        self,
+        keys: npt.NDArray[np.int32],
+        numerical: npt.NDArray[np.float32],
+        part: Part,
+        memory: _PartMemory,
+        stream: Stream,
+    ) -> None:
+        for target, array in (
+            (memory.features, numerical),
+            (memory.features + self._keys_offset(part.bucket), keys),
+        ):
+            row_bytes = array.shape[1] * _VALUE_BYTES
+            source = array.ctypes.data + part.first * row_bytes
+            stream.send(target, source, part.count * row_bytes)
+
+    def _look_up(self, part: Part, memory: _PartMemory, stream: Stream) -> None:
         gpu.lookup_flat(
             self._tables.native,
             self._device,
@@ -211,7 +241,6 @@ class DeviceDlrm:
             stream=stream.handle,
             out=memory.vectors,
         )
-        mark("lookup")
 
     def _keys_offset(self, bucket: int) -> int:
         return bucket * self._shape.features * _VALUE_BYTES

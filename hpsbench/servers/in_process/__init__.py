@@ -1,0 +1,1 @@
+"""A Triton backend that runs Python models inside the server, on inputs that are not copied."""

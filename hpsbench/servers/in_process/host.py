@@ -1,0 +1,81 @@
+"""What the in-process backend calls: loads models, and answers requests. Nothing here raises.
+
+A model is a `TritonPythonModel` in a `model.py`, as for Triton's Python backend, whose interface it
+finds under that backend's name; but its inputs lie where they were gathered, and are not copied.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hpsbench.servers.in_process import triton_utils
+from hpsbench.servers.in_process.triton_utils import GivenTensor, InferenceRequest, NamedTensor
+
+
+def load(name: str, version: str, folder: str, config: str) -> tuple[Any, str]:
+    """Return the model of `folder/version/model.py`, initialized, and nothing; or None and why.
+
+    `config` is the model's configuration in JSON.
+    """
+    sys.modules.setdefault("triton_python_backend_utils", triton_utils)
+    path = Path(folder) / version / "model.py"
+    try:
+        spec = importlib.util.spec_from_file_location(f"hpsbench_model_{name}_{version}", path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        model = module.TritonPythonModel()
+        model.initialize(
+            {
+                "model_name": name,
+                "model_version": version,
+                "model_repository": folder,
+                "model_config": config,
+            }
+        )
+    except BaseException as error:
+        return None, _words(error)
+    return model, ""
+
+
+def execute(
+    model: Any, inputs: Sequence[GivenTensor], wanted: Sequence[str]
+) -> tuple[str, tuple[NamedTensor, ...]]:
+    """Return why the model did not answer one request, or nothing, and the `wanted` outputs.
+
+    An input is name, Triton's data type, shape, address and bytes. No `wanted` ones means all.
+    """
+    try:
+        request = InferenceRequest(inputs)
+        (response,) = model.execute([request])
+        if response.has_error():
+            return response.error().message(), ()
+        return "", tuple(
+            tensor.described()
+            for tensor in response.output_tensors()
+            if not wanted or tensor.name() in wanted
+        )
+    except BaseException as error:
+        return _words(error), ()
+
+
+def unload(model: Any) -> None:
+    """Let the model end what it holds."""
+    try:
+        if hasattr(model, "finalize"):
+            model.finalize()
+    except BaseException as error:
+        print(f"a model failed as it was unloaded: {_words(error)}", file=sys.stderr)
+
+
+def _words(error: BaseException) -> str:
+    """Return the error, with where it was raised unless its words are meant for users."""
+    if isinstance(error, triton_utils.TritonModelException):
+        return str(error)
+    return f"{error}\n\n{''.join(traceback.format_exception(error))}"

@@ -104,7 +104,7 @@ def test_a_compilation_that_is_interrupted_leaves_no_file(fake_compiler, monkeyp
         run(command, **options)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(build.subprocess, "run", interrupted)
+    monkeypatch.setattr(compilers.subprocess, "run", interrupted)
     with pytest.raises(KeyboardInterrupt):
         build.core_library()
     assert list(library.parent.iterdir()) == []

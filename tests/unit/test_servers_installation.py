@@ -18,6 +18,9 @@ from hpsbench.servers.installation import (
 )
 from hpsbench.servers.process import SCRATCH
 
+IN_PROCESS_FILES = {
+    "backends/hpsbench/libtriton_hpsbench.so", "backends/hpsbench/libpython.so",
+}  # fmt: skip
 LIBPYTHON = f"libpython{sys.version_info[0]}.{sys.version_info[1]}.so.1.0"
 
 
@@ -33,6 +36,27 @@ def test_the_bundled_triton_is_found_with_the_stub_of_this_python() -> None:
     assert found.arguments == [f"--backend-directory={SCRATCH}/backends"]
     assert (Path(found.prepend["LD_LIBRARY_PATH"][1]) / LIBPYTHON).is_file()
     assert found.prepend["PATH"] == [str(Path(sys.executable).parent)]
+
+
+def test_the_backend_in_process_is_added_where_a_model_asks_for_it() -> None:
+    plain, found = find_triton("bundled"), find_triton("bundled", in_process=True)
+    added = {name: Path(target) for name, target in found.links.items() if name not in plain.links}
+    assert set(added) == IN_PROCESS_FILES
+    assert all(target.is_file() for target in added.values())
+
+
+def test_the_backend_in_process_comes_from_the_environment_whose_models_it_runs(
+    tmp_path: Path,
+) -> None:
+    ours = find_triton("bundled", in_process=True)
+    found = find_triton("bundled", Path(sys.executable), in_process=True)
+    assert found.links == ours.links
+    other = tmp_path / "bin" / "python"
+    other.parent.mkdir()
+    other.write_text("#!/bin/sh\necho \"No module named 'hpsbench'\" >&2; exit 1\n")
+    other.chmod(0o755)
+    with pytest.raises(ServerError, match=f"{other} has no backend .*: No module named 'hpsbench'"):
+        find_triton("bundled", other, in_process=True)
 
 
 def test_pytriton_is_not_imported_to_find_its_triton() -> None:
@@ -88,12 +112,15 @@ def test_a_system_triton_is_taken_from_path_with_its_backends(
     binary = tmp_path / "bin" / "tritonserver"
     binary.parent.mkdir()
     binary.touch(mode=0o755)
-    (tmp_path / "backends").mkdir()
+    (tmp_path / "backends" / "python").mkdir(parents=True)
     monkeypatch.setenv("PATH", str(binary.parent))
     found = find_triton("system")
     assert found.binary == binary
-    assert found.arguments == [f"--backend-directory={tmp_path / 'backends'}"]
+    assert found.arguments == [f"--backend-directory={SCRATCH}/backends"]
+    assert found.links == {"backends/python": str(tmp_path / "backends" / "python")}
     assert "LD_LIBRARY_PATH" not in found.prepend
+    with_ours = find_triton("system", in_process=True)
+    assert set(with_ours.links) == {*found.links, *IN_PROCESS_FILES}
 
 
 def test_without_a_system_triton_the_error_says_where_it_was_looked_for(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from hpsbench.hps.sparse_model import write_sparse_model
 from hpsbench.models.dlrm import forward, numerical_features, seeded_weights
 from hpsbench.models.onnx_engine import EngineOptions, OnnxEngine
 from hpsbench.servers.backend.batch_parts import LARGEST
-from hpsbench.servers.backend.cuda import Stream
+from hpsbench.servers.backend.cuda import PinnedMemory, Stream, is_page_locked
 from hpsbench.servers.backend.dense_engines import DenseEngine, WholeEngine, fused_engine
 from hpsbench.servers.backend.device_dlrm import DeviceDlrm, Shape
 
@@ -75,6 +76,13 @@ def batch(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return keys.astype(np.int32), numerical, np.concatenate(answers)
 
 
+def page_locked(array: np.ndarray) -> np.ndarray:
+    """Return a copy that the GPU reads by itself."""
+    copy = PinnedMemory(array.nbytes).view(array.dtype, array.shape, 0)
+    copy[:] = array
+    return copy
+
+
 @pytest.mark.parametrize("graphs", [True, False], ids=["graphs", "no graphs"])
 @pytest.mark.parametrize("fused", [True, False], ids=["fused", "whole"])
 @pytest.mark.parametrize("dtype", list(TOLERANCES))
@@ -107,8 +115,12 @@ def test_a_batch_of_any_size_is_answered_as_numpy_does(
         tables, engine, stream, shape, device=0, vector_dtype=dtype, max_batch_size=MOST
     )
     keys, numerical, expected = batch
-    for size in (*BATCH_SIZES, *BATCH_SIZES[::-1]):
-        given = dlrm(keys[-size:], numerical[-size:])
+    locked = page_locked(keys), page_locked(numerical)
+    assert is_page_locked(locked[0])
+    assert not is_page_locked(keys)
+    sizes = (*BATCH_SIZES, *BATCH_SIZES[::-1])
+    for size, (of_keys, of_numerical) in itertools.product(sizes, ((keys, numerical), locked)):
+        given = dlrm(of_keys[-size:], of_numerical[-size:])
         np.testing.assert_allclose(
             given, expected[-size:], rtol=0, atol=TOLERANCES[dtype], err_msg=f"batch {size}"
         )

@@ -29,15 +29,18 @@ inline void check_launch(const char* kernel) {
   check(cudaPeekAtLastError(), std::string("launch ") + kernel);
 }
 
-// Makes `device` the calling thread's current one, and takes that back.
+// Makes `device` the calling thread's current one, and takes that back. Meanwhile another thread may
+// capture a graph: nothing here is on a stream of its.
 class DeviceScope {
  public:
   explicit DeviceScope(int device) {
     check(cudaGetDevice(&before_), "tell the current GPU");
     changed_ = before_ != device;
     if (changed_) check(cudaSetDevice(device), "use GPU " + std::to_string(device));
+    check(cudaThreadExchangeStreamCaptureMode(&mode_), "let other threads capture graphs");
   }
   ~DeviceScope() {
+    cudaThreadExchangeStreamCaptureMode(&mode_);
     if (changed_) cudaSetDevice(before_);
   }
   DeviceScope(const DeviceScope&) = delete;
@@ -46,6 +49,7 @@ class DeviceScope {
  private:
   int before_ = 0;
   bool changed_ = false;
+  cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
 };
 
 enum class Place { kDevice, kHost };  // kHost is page-locked, and kernels may use it

@@ -19,6 +19,7 @@ _NON_BLOCKING = 1
 _NO_TIMING = 2
 _POINTER_MEMORY_TYPE = 2
 _HOST_MEMORY = 1
+_RELAXED = 2
 
 
 class PinnedMemory:
@@ -54,8 +55,9 @@ class Stream:
         self.handle = int(handle.value or 0)
 
     def use(self) -> None:
-        """Let this thread work on the stream's GPU."""
+        """Let this thread work on the stream's GPU, also while another captures a graph."""
         _call("cuCtxSetCurrent", self._context)
+        _call("cuThreadExchangeStreamCaptureMode", ctypes.byref(ctypes.c_int(_RELAXED)))
 
     def send(self, target: int, source: int, num_bytes: int) -> None:
         """Queue a copy from page-locked host memory to the GPU; both are addresses."""

@@ -6,8 +6,10 @@ finds under that backend's name; but its inputs lie where they were gathered, an
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import sys
+import threading
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,12 +18,20 @@ from typing import Any
 from hpsbench.servers.in_process import triton_utils
 from hpsbench.servers.in_process.triton_utils import GivenTensor, InferenceRequest, NamedTensor
 
+#: One model after the other: what one captures as a CUDA graph must not meet another's first steps.
+_LOADING = threading.Lock()
+
 
 def load(name: str, version: str, folder: str, config: str) -> tuple[Any, str]:
     """Return the model of `folder/version/model.py`, initialized, and nothing; or None and why.
 
     `config` is the model's configuration in JSON.
     """
+    with _LOADING:
+        return _load(name, version, folder, config)
+
+
+def _load(name: str, version: str, folder: str, config: str) -> tuple[Any, str]:
     sys.modules.setdefault("triton_python_backend_utils", triton_utils)
     path = Path(folder) / version / "model.py"
     try:
@@ -66,10 +76,12 @@ def execute(
 
 
 def unload(model: Any) -> None:
-    """Let the model end what it holds."""
+    """Let the model end what it holds; what it holds in circles goes now, not some day."""
     try:
         if hasattr(model, "finalize"):
             model.finalize()
+        del model
+        gc.collect()
     except BaseException as error:
         print(f"a model failed as it was unloaded: {_words(error)}", file=sys.stderr)
 

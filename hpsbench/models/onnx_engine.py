@@ -72,9 +72,7 @@ class OnnxEngine:
         session_options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         session_options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         if options.device is not None:
-            with contextlib.redirect_stdout(io.StringIO()):
-                # It prints what it does not find; what is missing then shows in `provider`.
-                onnxruntime.preload_dlls()
+            preload_cuda()  # what is missing shows in `provider`
         self._session = onnxruntime.InferenceSession(
             model if isinstance(model, bytes) else str(model),
             session_options,
@@ -192,6 +190,12 @@ def _tensorrt(model: Path | bytes, options: EngineOptions) -> dict[str, str]:
     if isinstance(model, Path):
         settings |= {"trt_engine_cache_enable": "1", "trt_engine_cache_path": str(model.parent)}
     return settings
+
+
+def preload_cuda() -> None:
+    """Load CUDA's libraries of PyPI's packages, which then are found by their names."""
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find
+        onnxruntime.preload_dlls()
 
 
 def has_tensorrt() -> bool:

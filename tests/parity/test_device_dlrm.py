@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,12 @@ MOST = 3 * LARGEST
 #: One part, in the least bucket and the largest; several, the last of them smaller; more than
 #: there is memory for at once.
 BATCH_SIZES = (1, 32, 1000, LARGEST, LARGEST + 1, 2 * LARGEST + 1000, MOST, MOST + LARGEST + 5)
+#: What runs it, by what is asked for.
+DESCRIPTIONS = {
+    "fused layers": r"cuBLASLt [\d.]+{}, fused layers, fused interaction",
+    "fused interaction": r"ONNX Runtime [\d.]+, CUDA{}, fused interaction",
+    "whole": r"ONNX Runtime [\d.]+, CUDA{}",
+}
 #: A wrong sample is off by some 0.1; half precision by 1e-3.
 TOLERANCES = {"float32": 1e-5, "float16": 2e-3}
 
@@ -84,14 +91,14 @@ def page_locked(array: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("graphs", [True, False], ids=["graphs", "no graphs"])
-@pytest.mark.parametrize("fused", [True, False], ids=["fused", "whole"])
+@pytest.mark.parametrize("kind", list(DESCRIPTIONS))
 @pytest.mark.parametrize("dtype", list(TOLERANCES))
 def test_a_batch_of_any_size_is_answered_as_numpy_does(
     tables: ModelTables,
     models: dict[str, object],
     batch: tuple[np.ndarray, np.ndarray, np.ndarray],
     dtype: str,
-    fused: bool,
+    kind: str,
     graphs: bool,
 ) -> None:
     stream = Stream(0)
@@ -104,12 +111,13 @@ def test_a_batch_of_any_size_is_answered_as_numpy_does(
     )
     model = models[dtype]
     engine: DenseEngine | None
-    if fused:
-        engine = fused_engine(model, options, max_samples=LARGEST)
-        assert engine is not None
-        assert engine.description.endswith(", fused interaction")
-    else:
+    if kind == "whole":
         engine = WholeEngine(OnnxEngine(model.SerializeToString(), options))
+    else:
+        layers = kind == "fused layers"
+        engine = fused_engine(model, options, max_samples=LARGEST, fused_layers=layers)
+        assert engine is not None
+    assert re.fullmatch(DESCRIPTIONS[kind].format(", CUDA graphs" * graphs), engine.description)
     shape = Shape(slots=DLRM.num_slots, features=DLRM.num_numerical, dim=DIM)
     dlrm = DeviceDlrm(
         tables, engine, stream, shape, device=0, vector_dtype=dtype, max_batch_size=MOST

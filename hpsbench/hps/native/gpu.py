@@ -173,6 +173,8 @@ def library() -> Any:
         "hps_gpu_update": (pointer, int32, int32, pointer, pointer, ctypes.c_uint64, error),
         "hps_gpu_refresh": (pointer, int32, int32, ctypes.c_double, error),
         "hps_gpu_interact": (int32, pointer, pointer, error),
+        "hps_gpu_widen": (int32, pointer, pointer, error),
+        "hps_gpu_logistic": (int32, pointer, pointer, error),
     }  # fmt: skip
     for name, arguments in signatures.items():
         function = getattr(library, name)

@@ -1,4 +1,4 @@
-"""The few calls of CUDA's driver that a served model makes itself: memory, copies, streams.
+"""The few calls of CUDA's driver that a served model makes: memory, copies, streams, graphs.
 
 By ctypes, from the library that every NVIDIA driver brings; no toolkit is needed.
 """
@@ -6,6 +6,7 @@ By ctypes, from the library that every NVIDIA driver brings; no toolkit is neede
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -20,6 +21,7 @@ _NO_TIMING = 2
 _POINTER_MEMORY_TYPE = 2
 _HOST_MEMORY = 1
 _RELAXED = 2
+_THREAD_LOCAL = 1
 
 
 class PinnedMemory:
@@ -98,6 +100,36 @@ def is_page_locked(array: npt.NDArray[Any]) -> bool:
     address = _address(array.ctypes.data)
     status = _driver().cuPointerGetAttribute(ctypes.byref(kind), _POINTER_MEMORY_TYPE, address)
     return bool(array.flags.c_contiguous and status == 0 and kind.value == _HOST_MEMORY)
+
+
+def upload(array: npt.NDArray[Any]) -> int:
+    """Return the address of new memory of the GPU in use that holds a contiguous array."""
+    address = device_memory(array.nbytes)
+    _call("cuMemcpyHtoD_v2", _address(address), ctypes.c_void_p(array.ctypes.data), array.nbytes)
+    _call("cuStreamSynchronize", None)  # it may return before the GPU has got all
+    return address
+
+
+def download(source: int, array: npt.NDArray[Any], stream: int) -> None:
+    """Fill a contiguous array from memory of the GPU, when all work on `stream` is done."""
+    _call("cuStreamSynchronize", ctypes.c_void_p(stream))
+    _call("cuMemcpyDtoH_v2", ctypes.c_void_p(array.ctypes.data), _address(source), array.nbytes)
+
+
+def captured(queue: Callable[[], None], stream: int) -> Callable[[], None]:
+    """Return a function that queues on `stream` what `queue` does, as one CUDA graph.
+
+    `queue` is called twice: first to load what it needs, which a capture would not allow.
+    """
+    queue()
+    raw, graph, executable = ctypes.c_void_p(stream), ctypes.c_void_p(), ctypes.c_void_p()
+    _call("cuStreamBeginCapture_v2", raw, _THREAD_LOCAL)
+    try:
+        queue()
+    finally:
+        _call("cuStreamEndCapture", raw, ctypes.byref(graph))
+    _call("cuGraphInstantiateWithFlags", ctypes.byref(executable), graph, ctypes.c_ulonglong(0))
+    return lambda: _call("cuGraphLaunch", executable, raw)
 
 
 def _address(value: int) -> ctypes.c_uint64:

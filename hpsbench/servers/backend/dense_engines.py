@@ -1,4 +1,4 @@
-"""The dense part on a GPU: as one engine, or as two with the interaction's kernel between them."""
+"""The dense part on a GPU: in cuBLASLt's layers, or in ONNX Runtime as a whole or in two parts."""
 
 from __future__ import annotations
 
@@ -10,11 +10,14 @@ from typing import Protocol
 import numpy as np
 import onnx
 
-from hpsbench.errors import HpsError
+from hpsbench.errors import BenchError, HpsError
 from hpsbench.hps.native.gpu_interaction import DotInteraction
 from hpsbench.models.onnx import OUTPUT, VECTORS
 from hpsbench.models.onnx_engine import CUDA, Buffer, EngineOptions, OnnxEngine, has_tensorrt
+from hpsbench.models.onnx_layers import mlp_layers
 from hpsbench.models.onnx_parts import NUMERICAL, Inseparable, OnnxParts, split_at_interaction
+from hpsbench.servers.backend.answer_check import check_answers
+from hpsbench.servers.backend.cublas_engine import CublasEngine
 from hpsbench.servers.backend.cuda import device_memory
 
 _LOG = logging.getLogger("hpsbench.servers")
@@ -108,17 +111,24 @@ class FusedEngine:
 
 
 def fused_engine(
-    model: Path | onnx.ModelProto, options: EngineOptions, max_samples: int
-) -> FusedEngine | None:
-    """Return engines of the model's parts on the GPU and stream of `options`.
+    model: Path | onnx.ModelProto,
+    options: EngineOptions,
+    max_samples: int,
+    *,
+    fused_layers: bool = True,
+) -> CublasEngine | FusedEngine | None:
+    """Return what runs the model's parts on the GPU and stream of `options`.
 
-    None where the model cannot be split, the GPU library has no kernel for its shape or this GPU,
-    or where ONNX Runtime runs models on something else than CUDA: TensorRT fuses by itself.
+    Its layers are cuBLASLt's where that answers a few samples as ONNX's reference does, else ONNX
+    Runtime's; those alone without `fused_layers`. None where the model cannot be split, the GPU
+    library has no kernel for its shape or this GPU, or where ONNX Runtime runs models on something
+    else than CUDA: TensorRT fuses by itself.
     """
     if options.device is None or options.stream is None or has_tensorrt():
         return None
+    whole = onnx.load(model) if isinstance(model, Path) else model
     try:
-        parts = split_at_interaction(onnx.load(model) if isinstance(model, Path) else model)
+        parts = split_at_interaction(whole)
         interaction = DotInteraction(
             device=options.device,
             slots=parts.slots,
@@ -129,6 +139,15 @@ def fused_engine(
     except (Inseparable, HpsError) as reason:
         _LOG.info("the dense part is run as a whole: %s", reason.problem)
         return None
+    if fused_layers:
+        try:
+            layers = mlp_layers(parts)
+            engine = CublasEngine(parts, layers, interaction, options, max_samples=max_samples)
+            check_answers(engine.bind, whole, device=options.device, stream=options.stream)
+        except BenchError as reason:
+            _LOG.warning("ONNX Runtime computes the layers: %s", reason.problem)
+        else:
+            return engine
     bottom, top = (OnnxEngine(p.SerializeToString(), options) for p in (parts.bottom, parts.top))
     if {bottom.provider, top.provider} != {CUDA}:
         return None

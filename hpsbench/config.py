@@ -142,16 +142,18 @@ class ServerConfig:
 
     With `tensor_float_32`, TensorFlow's default, matrix products on a GPU keep 10 bits of mantissa:
     as fast as published, and too coarse to compare answers. With `xla`, XLA compiles the dense part
-    of the variants that TensorFlow serves, once per batch size. With `cuda_graphs`, ONNX Runtime
-    captures its work once per bucket of batch sizes and replays it; with `stage_times`, the ONNX
-    variants measure their stages, one after another, which is slower. With `in_process`, they run
-    in Triton's own process, of which a Triton at a URL would need the backend.
+    of the variants that TensorFlow serves, once per batch size. With `cuda_graphs`, the ONNX
+    variants capture their dense part once per bucket of batch sizes and replay it; with
+    `fused_layers`, its layers are cuBLASLt's with bias and ReLU, not ONNX Runtime's; with
+    `stage_times`, they measure their stages, one after another, which is slower. With `in_process`,
+    they run in Triton's own process, of which a Triton at a URL would need the backend.
     """
 
     triton: str = "bundled"
     tensor_float_32: bool = True
     xla: bool = False
     cuda_graphs: bool = True
+    fused_layers: bool = True
     stage_times: bool = False
     in_process: bool = True
     startup_timeout_s: float = 120.0

@@ -97,7 +97,7 @@ def add_onnx_server(
         "max_batch_size": str(max(suite.load.batch_sizes)),
         **{
             name: str(getattr(suite.servers, name)).lower()
-            for name in ("tensor_float_32", "cuda_graphs", "stage_times")
+            for name in ("tensor_float_32", "cuda_graphs", "fused_layers", "stage_times")
         },
     }
     served_here = "://" not in suite.servers.triton

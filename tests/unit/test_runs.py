@@ -125,7 +125,12 @@ def test_runs_compare_when_the_same_was_asked(override: str, comparable: bool) -
 
 def test_settings_of_the_server_are_named_where_they_are_not_the_default() -> None:
     usual = subject_settings(load_suite("smoke"))
-    for setting in ("servers.xla=true", "servers.cuda_graphs=false", "servers.stage_times=true"):
+    for setting in (
+        "servers.xla=true",
+        "servers.cuda_graphs=false",
+        "servers.fused_layers=false",
+        "servers.stage_times=true",
+    ):
         name, _, value = setting.partition("=")
         assert name not in usual
         assert subject_settings(load_suite("smoke", [setting])) == {

@@ -41,7 +41,7 @@ class TritonPythonModel:
 
     Parameters: `ps_config_file`, and `hps_model`, the model's name in that file, whose one table
     all slots ask; `vector_type` is `float32` or `float16`, `max_batch_size` what memory is taken
-    for; `tensor_float_32`, `cuda_graphs` and `stage_times` are `true` or `false`.
+    for; `tensor_float_32`, `cuda_graphs`, `fused_layers` and `stage_times` are `true` or `false`.
     """
 
     def initialize(self, arguments: dict[str, str]) -> None:
@@ -134,7 +134,9 @@ def _on_gpu(
         half_precision=parameters["vector_type"] == "float16",
         batch_sizes=(SMALLEST, largest),
     )
-    engine: DenseEngine | None = fused_engine(path, options, max_samples=largest)
+    engine: DenseEngine | None = fused_engine(
+        path, options, largest, fused_layers=parameters["fused_layers"] == "true"
+    )
     if engine is None:
         whole = OnnxEngine(path, options)
         if not whole.on_gpu:

@@ -65,6 +65,17 @@ def test_another_activation_is_no_such_layer(parts: OnnxParts) -> None:
     refused(parts, "output_1 is computed by MatMul, Add, Tanh, no fully connected layer")
 
 
+@pytest.mark.parametrize(
+    ("name", "kind", "found"),
+    [("top_1/BiasAdd", "Sub", "MatMul, Sub, Relu"), ("top_1/MatMul", "Mul", "Mul, Add, Relu")],
+)
+def test_another_operation_is_no_such_layer(
+    parts: OnnxParts, name: str, kind: str, found: str
+) -> None:
+    node(parts.top, name).op_type = kind
+    refused(parts, f"output_1 is computed by {found}, no fully connected layer")
+
+
 def test_activations_must_be_where_dlrm_has_them(parts: OnnxParts) -> None:
     node(parts.bottom, "bottom_0/Relu").op_type = "Sigmoid"
     refused(parts, "its layers are not ReLU's, with a sigmoid behind the last")

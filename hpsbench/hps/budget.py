@@ -26,10 +26,10 @@ _BUCKET_BYTES, _KEYS_PER_BUCKET = 64, 3
 _INDEX_SLOT_BYTES = 16
 _SLOTS_PER_SET = 16
 _SLOT_KEY_BYTES, _STAMP_BYTES = 8, 4
-# Per key of a workspace: the key, its position, and those of a duplicate and its original.
-_LIST_BYTES = 8 + 3 * 4
+# Per key of a workspace: the key, its position, its slot, and a duplicate's position and original.
+_LIST_BYTES = 8 + 4 * 4
 _SEEN_BYTES = 8
-_COUNTS_BYTES = 32 + 32 * 32
+_COUNTS_BYTES, _HOST_COUNTS_BYTES = 32 + 32 * 32, 16
 _STAGING_BYTES, _STAGING_ROWS = 16 << 20, 1 << 16
 _MAX_WORKSPACE_KEYS = 1 << 30
 _SCALE_BYTES = 4
@@ -258,7 +258,7 @@ def _lookup_bytes(model: ModelConfiguration) -> tuple[int, int]:
     staging = (2 * half, 2 * (half + _STAGING_ROWS * _KEY_BYTES))
     workspaces = model.num_of_worker_buffer_in_pool
     on_gpu = places * _SEEN_BYTES + max_keys * _LIST_BYTES + _COUNTS_BYTES + staging[0]
-    on_host = max_keys * _KEY_BYTES + _COUNTS_BYTES + staging[1]
+    on_host = max_keys * _KEY_BYTES + _HOST_COUNTS_BYTES + staging[1]
     # One staging more for rows that are inserted in the background.
     return workspaces * on_gpu + staging[0], workspaces * on_host + staging[1]
 

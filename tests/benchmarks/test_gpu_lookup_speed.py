@@ -1,7 +1,7 @@
 """Lookups on a GPU against `tf.nn.embedding_lookup` and a copy, and against an ideal LRU cache.
 
 `pytest tests/benchmarks/test_gpu_lookup_speed.py -s` prints the figures. Calls that are compared
-alternate in one process, all through a `tf.function`. It takes 8.2 GB of disk, and 22 GB of GPU
+alternate in one process, all through a `tf.function`. It takes 8.2 GB of disk, and 25 GB of GPU
 memory; set TF_FORCE_GPU_ALLOW_GROWTH=true, or
 TensorFlow leaves no memory for the cache.
 """
@@ -161,6 +161,61 @@ def test_a_cached_lookup_is_faster_than_tensorflow(lookups, batch_size, capsys, 
             assert ratio <= FULL_RATIO_LIMIT or name == "scattered"
         elif batch_size == SMALL_BATCH:
             assert ratio <= SMALL_RATIO_LIMIT
+
+
+@pytest.fixture(scope="module")
+def cached_share(folder, lookups) -> Iterator[Callable[[tf.Tensor], tf.Tensor]]:
+    """Lookups in a cache of a share of the rows, besides the whole tables."""
+    model = ModelConfiguration(
+        model="share",
+        sparse_files=(str(folder / "range"),),
+        embedding_vecsize_per_table=(DIM,),
+        maxnum_catfeature_query_per_table_per_sample=(SLOTS,),
+        default_value_for_each_table=(0.0,),
+        deployed_device_list=(0,),
+        max_batch_size=FULL_BATCH,
+        gpucacheper=ZIPF_SHARE,
+        hit_rate_threshold=ALWAYS_FETCH,
+    )
+    path = write_configuration(folder / "share.json", Configuration(models=(model,)))
+    hps.add_models(str(path))
+    with tf.device("/GPU:0"):
+        layer = hps.LookupLayer("share", 0, DIM, tf.float32)
+        yield tf.function(lambda ids: layer(ids))
+    hps.remove_model("share")
+
+
+@pytest.mark.parametrize("batch_size", [FULL_BATCH, 4096, SMALL_BATCH])
+def test_ids_of_a_request_are_looked_up_faster_than_by_tensorflow(
+    lookups, cached_share, batch_size, capsys, record_property
+):
+    """int32 ids in host memory, and as many rows of the cache as it may hold."""
+    rng = np.random.default_rng(batch_size)
+    known = rng.choice(NUM_ROWS, NUM_ROWS // 20, replace=False)
+    batches = [rng.choice(known, (batch_size, SLOTS)).astype(np.int32) for _ in range(3)]
+    with tf.device("/CPU:0"):
+        ids = [tf.constant(batch) for batch in batches]
+    asked = {
+        "tensorflow": lookups["tensorflow"],
+        "all rows": lookups["range"],
+        f"{ZIPF_SHARE:.0%} of them": cached_share,
+    }
+    for batch in ids:
+        answers = [ask(batch) for ask in asked.values()]
+        assert all(bool(tf.reduce_all(answer == answers[0])) for answer in answers[1:])
+    del answers
+    calls = {name: lambda i, ask=ask: ask(ids[i % len(ids)]) for name, ask in asked.items()}
+    us = medians_us(calls, repeats=5 if batch_size == FULL_BATCH else 200)
+    ratios = {name: us[name] / us["tensorflow"] for name in list(asked)[1:]}
+    with capsys.disabled():
+        print(
+            f"\nbatch {batch_size:6d} x {SLOTS} ids of the host: tensorflow "
+            f"{us['tensorflow']:.1f} us, "
+            + ", ".join(f"{n} cached {us[n]:.1f} us ({r:.2f})" for n, r in ratios.items())
+        )
+    for name, ratio in ratios.items():
+        record_property(f"ratio_{name}", round(ratio, 3))
+        assert ratio <= FULL_RATIO_LIMIT, name
 
 
 def zipf_batches() -> list[np.ndarray]:

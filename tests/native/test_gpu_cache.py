@@ -69,6 +69,27 @@ def test_int32_keys_are_the_same_keys(tmp_path, share):
         table.check([INT32.max, 8, -1, INT32.min, 0, -2, 7, 7], np.int32)
 
 
+@pytest.mark.parametrize("max_keys", [1 << 20, 300_000], ids=["at once", "in parts"])
+@pytest.mark.parametrize("key_type", [np.int64, np.int32])
+@pytest.mark.parametrize(
+    "cache", [c for n, c in CACHES.items() if n != "dynamic 0.05"],
+    ids=[n for n in CACHES if n != "dynamic 0.05"],
+)  # fmt: skip
+def test_keys_that_come_in_pieces(tmp_path, cache, key_type, max_keys):
+    """Many keys are on their way to the GPU while it looks up the first."""
+    table = CachedTable(tmp_path, np.arange(50_000) * 3, dim=4, max_keys=max_keys, **cache)
+    asked = np.random.default_rng(5).integers(-100, 150_100, 700_001)
+    before = table.facts
+    table.check(asked, key_type)
+    after = table.facts
+    assert (after.lookups - before.lookups, after.keys - before.keys) == (1, len(asked))
+    if not after.resident and max_keys > len(asked):
+        assert after.unique_keys == len(np.unique(asked))
+    for _ in range(2):  # the same memory, for few keys and for many
+        table.check(asked[:100], key_type)
+        table.check(asked[:600_000], key_type)
+
+
 @settings(deadline=None, max_examples=60)
 @given(
     keys=st.lists(keys64, min_size=1, max_size=80),

@@ -157,3 +157,20 @@ def test_widths_that_cut_a_row_are_refused(tmp_path):
         tf.errors.InvalidArgumentError, match="width 24 is no multiple of emb_vec_size 16"
     ):
         ask(tables, ids, [24, 16])
+
+
+@pytest.mark.parametrize(
+    ("attributes", "message"),
+    [
+        ({"table_ids": [0]}, "hps_concat_lookup: table_ids needs one id per input"),
+        ({"emb_vec_sizes": [16]}, "hps_concat_lookup: emb_vec_sizes needs one size per input"),
+        ({"widths": [32]}, "hps_concat_lookup: widths needs one per input"),
+    ],
+    ids=["table_ids", "emb_vec_sizes", "widths"],
+)
+def test_attributes_of_other_numbers_of_inputs_are_refused(tmp_path, attributes, message):
+    prepare(tmp_path, (16, 8))
+    fitting = {"table_ids": [0, 1], "emb_vec_sizes": [16, 8], "widths": [32, 16]}
+    ids = [tf.constant(np.zeros((4, 2), np.int32))] * 2
+    with pytest.raises(tf.errors.InvalidArgumentError, match=message):
+        operations().hps_concat_lookup(ids=ids, model_name="m", **{**fitting, **attributes})

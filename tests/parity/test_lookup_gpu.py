@@ -1,5 +1,6 @@
 """Lookups of TensorFlow on a GPU: the same rows, from the cache there or from the host."""
 
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import lookup_models
@@ -61,6 +62,24 @@ def test_rows_and_defaults_of_any_shape(tables, shape, dtype):
                 rows = layer(tf.constant(ids, dtype))
             assert "GPU" in rows.device
             np.testing.assert_array_equal(rows.numpy(), table.answer(ids))
+
+
+def test_ids_that_a_gpu_computes(tables):
+    """TensorFlow has int32 of the host, or of the GPU that computed them."""
+
+    @tf.function
+    def rows_of(numbers, dtype):
+        computed = tf.cast(numbers * 2.0, dtype)
+        return computed, [layer(computed) for layer in layers(tables)]
+
+    numbers = np.random.default_rng(7).integers(-2000, 2000, (300, 26)).astype(np.float32)
+    for dtype in (tf.int32, tf.int64):
+        with tf.device("/GPU:0"):
+            ids, rows = rows_of(tf.constant(numbers), dtype)
+        np.testing.assert_array_equal(ids, numbers.astype(int) * 2)
+        for table, got in zip(tables, rows, strict=True):
+            assert "GPU" in got.device
+            np.testing.assert_array_equal(got, table.answer(ids.numpy()))
 
 
 def test_rows_are_those_of_embedding_lookup(tables):
@@ -135,7 +154,8 @@ def test_rows_of_a_lookup_in_python_become_tensors(tmp_path):
             np.testing.assert_array_equal((tensor + 0).numpy(), table.answer(keys))
 
 
-def test_a_function_asked_from_many_threads(tables):
+@pytest.mark.parametrize("dtype", [tf.int32, tf.int64], ids=["int32", "int64"])
+def test_a_function_asked_from_many_threads(tables, dtype):
     first, second = layers(tables)
 
     @tf.function
@@ -148,12 +168,39 @@ def test_a_function_asked_from_many_threads(tables):
             ids = rng.choice(tables[0].keys, (int(rng.integers(1, 300)), 26))
             others = rng.choice(tables[1].keys, (5, 26))
             with tf.device("/GPU:0"):
-                rows, other_rows = both(tf.constant(ids), tf.constant(others))
+                rows, other_rows = both(tf.constant(ids, dtype), tf.constant(others, dtype))
             np.testing.assert_array_equal(rows.numpy(), tables[0].answer(ids))
             np.testing.assert_array_equal(other_rows.numpy(), tables[1].answer(others))
 
     with ThreadPoolExecutor(6) as pool:
         list(pool.map(ask, range(6)))
+
+
+@pytest.mark.parametrize("share", [0.5, 1.0])
+def test_a_lookup_does_not_wait_for_what_the_gpu_was_given_before(tmp_path, share):
+    """Nor does its caller, who can give the GPU more meanwhile."""
+    table = lookup_models.seeded_table(np.arange(4000), 128)
+    path = lookup_models.write_model(
+        tmp_path, [table], gpucacheper=share, hit_rate_threshold=1.1, max_batch_size=3000
+    )
+    hps.Init(ps_config_file=str(path))
+    layer = hps.LookupLayer("m", 0, 128, tf.float32)
+    ids = tf.constant(np.random.default_rng(1).choice(1500, 2600), tf.int32)
+    with tf.device("/GPU:0"):
+        matrix = tf.random.normal((6144, 6144)) / 100
+        layer(ids)
+        tf.linalg.matmul(matrix, matrix)
+        tf.test.experimental.sync_devices()
+        started = time.perf_counter()
+        product = matrix
+        for _ in range(100):
+            product = tf.linalg.matmul(product, matrix)
+        rows = layer(ids)
+        returned = time.perf_counter()
+        tf.test.experimental.sync_devices()
+        done = time.perf_counter()
+    assert done - returned > 0.5 * (done - started)
+    np.testing.assert_array_equal(rows, table.answer(ids.numpy()))
 
 
 def test_statistics_count_what_the_cache_did(tmp_path):

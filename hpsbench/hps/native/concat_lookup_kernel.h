@@ -15,13 +15,15 @@ template <class Key>
 class ConcatLookupKernel : public LookupKernel<Key, float> {
  public:
   explicit ConcatLookupKernel(OpKernelConstruction* ctx) : LookupKernel<Key, float>(ctx) {
+    OP_REQUIRES_OK(ctx, ctx->status());  // of the class above
     OP_REQUIRES_OK(ctx, ctx->GetAttr("widths", &widths_));
     OP_REQUIRES(ctx, static_cast<int>(widths_.size()) == this->num_inputs(),
-                absl::InvalidArgumentError("hps_concat_lookup: widths needs one per input"));
+                absl::InvalidArgumentError(
+                    absl::StrCat(this->operation(), ": widths needs one per input")));
     for (size_t t = 0; t < widths_.size(); ++t) {
       OP_REQUIRES(ctx, widths_[t] > 0 && widths_[t] % this->emb_vec_sizes_[t] == 0,
                   absl::InvalidArgumentError(absl::StrCat(
-                      "hps_concat_lookup: width ", widths_[t], " is no multiple of emb_vec_size ",
+                      this->operation(), ": width ", widths_[t], " is no multiple of emb_vec_size ",
                       this->emb_vec_sizes_[t])));
       first_column_.push_back(width_);
       width_ += widths_[t];
@@ -36,7 +38,7 @@ class ConcatLookupKernel : public LookupKernel<Key, float> {
       if (t == 0) *num_samples = values / widths_[0];
       if (values != *num_samples * widths_[t]) {
         return absl::InvalidArgumentError(absl::StrCat(
-            "hps_concat_lookup: ids ", t, " of shape ", ctx->input(t).shape().DebugString(),
+            this->operation(), ": ids ", t, " of shape ", ctx->input(t).shape().DebugString(),
             " give ", values, " values, which are not ", *num_samples, " samples of ", widths_[t]));
       }
     }

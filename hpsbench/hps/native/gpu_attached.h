@@ -8,10 +8,12 @@
 #include <memory>
 #include <new>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "gpu_arrays.h"
 #include "gpu_inserter.h"
+#include "gpu_lanes.h"
 #include "gpu_memory.h"
 #include "gpu_order.h"
 #include "gpu_rewriter.h"
@@ -33,7 +35,12 @@ struct hps_gpu_cache {
   hps::gpu::Order resident_order;
   std::vector<std::unique_ptr<hps::gpu::Table>> tables;
   hps::gpu::BlockPool blocks;
-  hps::gpu::LanePool lanes;
+  hps::ThreadPool copiers{std::min(kMostCopiers, std::max(1u, std::thread::hardware_concurrency()))};
+  hps::gpu::LanePool lanes{copiers};
+
+ private:
+  // Threads that copy keys, the caller's among them: as many as memory needs to be busy.
+  static constexpr unsigned kMostCopiers = 8;
 };
 
 namespace hps::gpu {

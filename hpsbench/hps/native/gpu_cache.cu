@@ -36,9 +36,8 @@ hps_status lookup(hps_gpu_cache* cache, const hps_gpu_part* parts, int32_t num_p
       return;
     }
     const hps::gpu::LanePool::Loan lane(cache->lanes);
-    lane->send_keys(requests, its_stream);
+    lane->take_keys(requests);
     hps::gpu::look_up(requests, cache->resident_order, its_stream);
-    lane->used.record(its_stream);
   });
 }
 

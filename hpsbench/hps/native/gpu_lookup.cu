@@ -127,14 +127,8 @@ hps_status hps_gpu_lookup_flat(hps_model* model, int32_t device,
     const bool waits = request->on_stream == 0;
     const cudaStream_t stream =
         waits ? lane->stream.get() : static_cast<cudaStream_t>(request->stream);
-    uint64_t num_keys = 0;
-    for (int32_t t = 0; t < hps_model_num_tables(model); ++t) num_keys += request->num_keys[t];
-    const void* keys = request->keys;
-    if (request->keys_on_gpu == 0 && num_keys != 0) {
-      keys = lane->send_keys(keys, num_keys * request->key_bytes, stream);
-    } else if (waits) {
-      lane->after_default_stream();
-    }
+    const void* const keys = request->keys;
+    if (request->keys_on_gpu != 0 && waits) lane->after_default_stream();
     std::unique_ptr<hps_gpu_array, decltype(&hps_gpu_array_release)> made(nullptr,
                                                                           hps_gpu_array_release);
     if (out == nullptr) {
@@ -147,8 +141,8 @@ hps_status hps_gpu_lookup_flat(hps_model* model, int32_t device,
     }
     std::vector<hps::gpu::Request> requests;
     split(model, *cache, *request, keys, out, &requests);
+    if (request->keys_on_gpu == 0) lane->take_keys(requests);
     hps::gpu::look_up(requests, cache->resident_order, stream);
-    lane->used.record(stream);
     if (made != nullptr) made->ready.record(stream);
     if (waits) {
       check(cudaStreamSynchronize(stream), "look keys up");
@@ -226,20 +220,17 @@ hps_status hps_gpu_lookup_host(hps_model* model, int32_t device, const hps_gpu_p
     hps_gpu_cache* const cache = find_cache(model, device);
     const DeviceScope scope(device);
     const hps::gpu::Stream stream;
-    std::vector<hps::gpu::DeviceBuffer<char>> keys;
     std::vector<hps::gpu::DeviceBuffer<char>> rows;
     std::vector<hps::gpu::Request> requests;
     for (const hps_gpu_part* part = parts; part != parts + num_parts; ++part) {
       const hps::gpu::Output out = {nullptr, row_type};
-      keys.emplace_back(part->num_keys * key_bytes);
       rows.emplace_back(part->num_keys * embedding_dim(model, part->table) * out.value_bytes());
-      check(cudaMemcpyAsync(keys.back().get(), part->keys, keys.back().num_bytes(),
-                            cudaMemcpyHostToDevice, stream.get()),
-            "copy keys to the GPU");
       requests.push_back({cache->tables[part->table].get(),
-                          {keys.back().get(), key_bytes, part->num_keys},
+                          {part->keys, key_bytes, part->num_keys},
                           {rows.back().get(), row_type}});
     }
+    const hps::gpu::LanePool::Loan lane(cache->lanes);
+    lane->take_keys(requests);
     hps::gpu::look_up(requests, cache->resident_order, stream.get());
     for (int32_t i = 0; i < num_parts; ++i) {
       check(cudaMemcpyAsync(parts[i].out, rows[i].get(), rows[i].num_bytes(),

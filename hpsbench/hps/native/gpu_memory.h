@@ -113,14 +113,47 @@ class Event {
     check(cudaStreamWaitEvent(stream, event_), "make a stream wait");
   }
   void wait() const { check(cudaEventSynchronize(event_), "wait for the GPU"); }
+  // Whether what was recorded last has come, or failed.
+  bool is_over() const {
+    const bool over = cudaEventQuery(event_) != cudaErrorNotReady;
+    cudaGetLastError();  // "not ready" is no failure, and must not be found as one
+    return over;
+  }
 
  private:
   cudaEvent_t event_ = nullptr;
 };
 
+// Records an event when it goes out of scope, however that comes about.
+class RecordAtEnd {
+ public:
+  RecordAtEnd(Event& event, cudaStream_t stream) : event_(event), stream_(stream) {}
+  ~RecordAtEnd() {
+    try {
+      event_.record(stream_);
+    } catch (const Error&) {  // the next call of CUDA fails as well, and says so
+    }
+  }
+  RecordAtEnd(const RecordAtEnd&) = delete;
+  RecordAtEnd& operator=(const RecordAtEnd&) = delete;
+
+ private:
+  Event& event_;
+  cudaStream_t stream_;
+};
+
 class Stream {
  public:
-  Stream() { check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "make a stream"); }
+  enum Priority { kUsual, kUrgent };
+
+  explicit Stream(Priority priority = kUsual) {
+    int least = 0;
+    int greatest = 0;
+    check(cudaDeviceGetStreamPriorityRange(&least, &greatest), "tell the priorities of streams");
+    check(cudaStreamCreateWithPriority(&stream_, cudaStreamNonBlocking,
+                                       priority == kUrgent ? greatest : 0),
+          "make a stream");
+  }
   ~Stream() { cudaStreamDestroy(stream_); }
   Stream(const Stream&) = delete;
   Stream& operator=(const Stream&) = delete;

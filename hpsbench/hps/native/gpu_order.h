@@ -2,6 +2,7 @@
 #ifndef HPSBENCH_HPS_NATIVE_GPU_ORDER_H_
 #define HPSBENCH_HPS_NATIVE_GPU_ORDER_H_
 
+#include <atomic>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -19,15 +20,29 @@ class Order {
   // Calls `launch`, which gives `stream` work that reads.
   template <class Launch>
   void read(cudaStream_t stream, const Launch& launch) {
+    read(stream, stream, launch);
+  }
+
+  // Calls `launch`, which gives work that reads to stream `first`, and to `last`, which goes on from
+  // that.
+  template <class Launch>
+  void read(cudaStream_t first, cudaStream_t last, const Launch& launch) {
     const std::shared_lock<std::shared_mutex> lock(mutex_);
-    if (was_written_) written_.hold(stream);
+    if (was_written_) {
+      if (written_.is_over()) {
+        was_written_ = false;  // no reader need ask again
+      } else {
+        written_.hold(first);
+      }
+    }
     try {
       launch();
     } catch (...) {
-      mark(stream);
+      if (first != last) mark(first);
+      mark(last);
       throw;
     }
-    mark(stream);
+    mark(last);
   }
 
   // Calls `launch`, which gives `stream` work that writes, or does something else that no reader
@@ -53,7 +68,7 @@ class Order {
   }
 
   std::shared_mutex mutex_;
-  bool was_written_ = false;
+  std::atomic<bool> was_written_{false};  // and it may not be over
   Event written_;
   std::mutex marks_mutex_;
   std::map<cudaStream_t, std::unique_ptr<Event>> marks_;  // after the last reader of each stream

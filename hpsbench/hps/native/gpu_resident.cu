@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "gpu_added_rows.h"
+#include "gpu_lanes.h"
 #include "gpu_resident_kernels.cuh"
 #include "gpu_table.h"
 
@@ -58,7 +59,14 @@ class ResidentTable : public Table {
   }
 
   void lookup(const Keys& keys, const Output& out, cudaStream_t stream) override {
-    clock_.time(clock_.samples(), kProbe, stream, [&] { launch(keys, out, stream); });
+    // Host memory is best read by all keys at a time.
+    const bool whole = num_host_regions() > 1;
+    const bool sampled = clock_.samples();
+    in_order_of(stream, keys, whole, [&](uint64_t begin, uint64_t end) {
+      clock_.time(sampled, kProbe, stream, [&] {
+        launch(keys.part(begin, end - begin), out.from(begin * dim()), stream);
+      });
+    });
     check_launch("resident_lookup");
     count(keys);
   }
@@ -269,6 +277,7 @@ void look_up_together(const Request* requests, size_t count, cudaStream_t stream
       table.count(request.keys);
     }
     const Request& first = requests[begin];
+    in_order_of(stream, first.keys, true, [](uint64_t, uint64_t) {});
     const bool sampled = first.table->clock().samples();
     const auto span = sampled ? std::make_shared<Span>(stream) : nullptr;
     with_types(first.keys, first.out, first.table->dim(), aligned,
@@ -329,6 +338,7 @@ void look_up(const std::vector<Request>& requests, Order& resident_order, cudaSt
   }
   if (residents.empty()) return;
   resident_order.read(stream, [&] { look_residents_up(residents, stream); });
+  if (Lane* const lane = residents[0].keys.lane) lane->used.record(stream);
 }
 
 std::unique_ptr<Table> make_resident_table(const HostTable& table, const ResidentOptions& options,

@@ -1,4 +1,4 @@
-// The kernels of a slab table: probe and copy, rows of missing keys, insertion.
+// The kernels of a slab table: probing, copying, rows of missing keys, insertion.
 //
 // A set is 16 slots, whose keys are one line of memory, so eight lanes probe a key at once. A free
 // slot holds a key that belongs to another set, so it is never found, and no key is reserved. A
@@ -12,6 +12,7 @@
 namespace hps::gpu {
 
 constexpr uint32_t kSlotsPerSet = 16;
+constexpr uint32_t kNoSlot = UINT32_MAX;
 
 struct SlabView {
   int64_t* keys;
@@ -62,32 +63,56 @@ __device__ uint32_t first_with_key(const MissLists& lists, const Key* keys, uint
   }
 }
 
-// Copies the rows of keys that are cached, the default for others, and lists what is missing.
-template <class Shape, class Key, class Out>
-__global__ void __launch_bounds__(kThreads)
-    slab_lookup(const SlabView slabs, const Key* keys, uint32_t num_keys, Out* out,
-                uint32_t stamp, const MissLists lists) {
-  using Vec = typename Shape::Vec;
-  const uint32_t first = static_cast<uint32_t>(warp_number() * Shape::kKeys);
-  if (first >= num_keys) return;
-  const uint32_t count = min(num_keys - first, uint32_t{Shape::kKeys});
+// Hands the counts over to the host, by the last of the grid's blocks to come here, and clears them.
+__device__ inline void publish(const MissLists& lists) {
+  __shared__ bool is_last;
+  __syncthreads();
+  LookupCounts* const counts = lists.counts;
+  if (threadIdx.x == 0) {
+    __threadfence();
+    is_last = atomicAdd(&counts->finished_blocks, 1) == gridDim.x - 1;
+  }
+  __syncthreads();
+  if (!is_last || threadIdx.x >= kWarp) return;
+  static_assert(LookupCounts::kHitCounters == kWarp, "a lane reads a counter");
+  const unsigned hits = atomicExch(&counts->hits[lane_number()].unique_hits, 0);
+  const unsigned unique_hits = __reduce_add_sync(kAllLanes, hits);
+  if (lane_number() != 0) return;
+  lists.counts_on_host->missing_keys = atomicExch(&counts->missing_keys, 0);
+  lists.counts_on_host->duplicates = atomicExch(&counts->duplicates, 0);
+  lists.counts_on_host->unique_hits = unique_hits;
+  counts->finished_blocks = 0;
+  __threadfence_system();
+  lists.counts_on_host->number = lists.number;
+}
+
+// Finds the slots of the calling warp's keys, from number `first` to `end` - 1 at most, and lists
+// what is missing.
+template <class Key>
+__device__ void probe_warp(const SlabView& slabs, const Key* keys, uint32_t first, uint32_t end,
+                           uint32_t* slots, uint32_t stamp, const MissLists& lists) {
+  constexpr int kAtOnce = 4;
   const int lane = lane_number();
-  const bool mine = lane < count;
   const uint32_t position = first + lane;
+  const bool mine = position < end;
   const int64_t key = mine ? keys[position] : 0;
   const uint64_t set = home_of(key, slabs.num_sets);
   bool hit = false;
   uint64_t slot = 0;
   if (slabs.num_sets != 0) {
+    longlong2 pairs[kWarp / kAtOnce];
 #pragma unroll
-    for (int begin = 0; begin < Shape::kKeys; begin += 4) {
-      const int64_t wanted = __shfl_sync(kAllLanes, key, begin + lane / 8);
+    for (int begin = 0; begin < kWarp; begin += kAtOnce) {
       const uint64_t its_set = __shfl_sync(kAllLanes, set, begin + lane / 8);
-      const longlong2 pair = *reinterpret_cast<const longlong2*>(
+      pairs[begin / kAtOnce] = *reinterpret_cast<const longlong2*>(
           slabs.keys + its_set * kSlotsPerSet + lane % 8 * 2);
-      const unsigned even = __ballot_sync(kAllLanes, pair.x == wanted);
-      const unsigned odd = __ballot_sync(kAllLanes, pair.y == wanted);
-      if (lane >= begin && lane < begin + 4) {
+    }
+#pragma unroll
+    for (int begin = 0; begin < kWarp; begin += kAtOnce) {
+      const int64_t wanted = __shfl_sync(kAllLanes, key, begin + lane / 8);
+      const unsigned even = __ballot_sync(kAllLanes, pairs[begin / kAtOnce].x == wanted);
+      const unsigned odd = __ballot_sync(kAllLanes, pairs[begin / kAtOnce].y == wanted);
+      if (lane >= begin && lane < begin + kAtOnce) {
         const unsigned even_hits = even >> (lane - begin) * 8 & 0xff;
         const unsigned odd_hits = odd >> (lane - begin) * 8 & 0xff;
         hit = mine && (even_hits | odd_hits) != 0;
@@ -96,6 +121,7 @@ __global__ void __launch_bounds__(kThreads)
       }
     }
   }
+  if (mine) slots[position] = hit ? static_cast<uint32_t>(slot) : kNoSlot;
   // The first of a key's hits is the one that finds an older stamp.
   const bool first_hit = hit && slabs.stamps[slot] != stamp &&
                          atomicExch(&slabs.stamps[slot], stamp) != stamp;
@@ -105,23 +131,48 @@ __global__ void __launch_bounds__(kThreads)
               __popc(first_hits));
   }
   const bool missing = mine && !hit;
-  if (__any_sync(kAllLanes, missing)) {
-    const uint32_t original = missing ? first_with_key(lists, keys, position) : position;
-    const bool unique = missing && original == position;
-    const uint32_t place = reserve(unique, &lists.counts->missing_keys);
-    if (unique) {
-      lists.host_keys[place] = key;
-      lists.keys[place] = key;
-      lists.positions[place] = position;
-    }
-    const bool again = missing && original != position;
-    const uint32_t next = reserve(again, &lists.counts->duplicates);
-    if (again) {
-      lists.duplicates[next] = position;
-      lists.originals[next] = original;
-    }
+  if (!__any_sync(kAllLanes, missing)) return;
+  const uint32_t original = missing ? first_with_key(lists, keys, position) : position;
+  const bool unique = missing && original == position;
+  const uint32_t place = reserve(unique, &lists.counts->missing_keys);
+  if (unique) {
+    lists.host_keys[place] = key;
+    lists.keys[place] = key;
+    lists.positions[place] = position;
+    __threadfence_system();
   }
-  const float* source = hit ? slabs.rows + slot * slabs.dim : slabs.default_row;
+  const bool again = missing && original != position;
+  const uint32_t next = reserve(again, &lists.counts->duplicates);
+  if (again) {
+    lists.duplicates[next] = position;
+    lists.originals[next] = original;
+  }
+}
+
+// Finds the slots of keys number `begin` to `end` - 1, and lists what is missing. The last launch of
+// a lookup `is_last`: then the host is told.
+template <class Key>
+__global__ void __launch_bounds__(kThreads)
+    slab_probe(const SlabView slabs, const Key* keys, uint32_t begin, uint32_t end,
+               uint32_t* slots, uint32_t stamp, const MissLists lists, bool is_last) {
+  const uint64_t first = begin + warp_number() * kWarp;
+  if (first < end) {
+    probe_warp(slabs, keys, static_cast<uint32_t>(first), end, slots, stamp, lists);
+  }
+  if (is_last) publish(lists);
+}
+
+// Copies the rows in these slots, and the default where there is none.
+template <class Shape, class Out>
+__global__ void __launch_bounds__(kThreads)
+    slab_copy(const SlabView slabs, const uint32_t* slots, uint32_t num_keys, Out* out) {
+  using Vec = typename Shape::Vec;
+  const uint32_t first = static_cast<uint32_t>(warp_number() * Shape::kKeys);
+  if (first >= num_keys) return;
+  const uint32_t count = min(num_keys - first, uint32_t{Shape::kKeys});
+  const uint32_t slot = lane_number() < count ? slots[first + lane_number()] : kNoSlot;
+  const float* const source =
+      slot != kNoSlot ? slabs.rows + uint64_t{slot} * slabs.dim : slabs.default_row;
   copy_rows<Shape::kVecs, Shape::kKeys>(
       Float32Row<Vec>{reinterpret_cast<const Vec*>(source)}, out + uint64_t{first} * slabs.dim,
       slabs.dim * sizeof(float) / sizeof(Vec), count);

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "gpu_inserter.h"
+#include "gpu_lanes.h"
 #include "gpu_slab_kernels.cuh"
 #include "gpu_table.h"
 #include "gpu_workspace.h"
@@ -26,24 +27,6 @@ unsigned simple_blocks(uint64_t num_threads) {
 struct SlabCounters {
   unsigned long long inserted;
   unsigned long long evicted;
-};
-
-// Records an event when it goes out of scope, however that comes about.
-class RecordAtEnd {
- public:
-  RecordAtEnd(Event& event, cudaStream_t stream) : event_(event), stream_(stream) {}
-  ~RecordAtEnd() {
-    try {
-      event_.record(stream_);
-    } catch (const Error&) {  // the next call of CUDA fails as well, and says so
-    }
-  }
-  RecordAtEnd(const RecordAtEnd&) = delete;
-  RecordAtEnd& operator=(const RecordAtEnd&) = delete;
-
- private:
-  Event& event_;
-  cudaStream_t stream_;
 };
 
 class SlabTable : public Table {
@@ -139,8 +122,9 @@ class SlabTable : public Table {
   static uint64_t sets_for(const HostTable& host, double share) {
     const double slots = std::min(1.0, share) * static_cast<double>(host.num_keys);
     if (slots <= 0) return 0;
+    const uint64_t sets = static_cast<uint64_t>(slots + kSlotsPerSet - 1) / kSlotsPerSet;
     // Two at least: a free slot holds a key of another set.
-    return std::max<uint64_t>(2, static_cast<uint64_t>(slots + kSlotsPerSet - 1) / kSlotsPerSet);
+    return std::clamp<uint64_t>(sets, 2, kNoSlot / kSlotsPerSet);
   }
 
   uint32_t next_stamp() {
@@ -153,28 +137,36 @@ class SlabTable : public Table {
   void lookup_part(const Keys& keys, const Output& out, cudaStream_t stream) {
     const WorkspacePool::Loan workspace(pool_);
     const uint32_t stamp = next_stamp();
-    workspace->used.hold(stream);
+    // Keys that come from the host are looked for without waiting for what `stream` does before.
+    const cudaStream_t probing = keys.lane == nullptr ? stream : keys.lane->sending.get();
+    workspace->used.hold(probing);
     const RecordAtEnd used(workspace->used, stream);
-    const MissLists lists = workspace->lists(keys.count, stream);
-    check(cudaMemsetAsync(lists.counts, 0, sizeof(LookupCounts), stream), "clear counters");
+    const MissLists lists = workspace->lists(keys.count, probing);
     const bool sampled = clock_.samples();
-    clock_.time(sampled, kProbe, stream, [&] {
-      order_.read(stream, [&] { launch_lookup(keys, out, stamp, lists, stream); });
+    order_.read(probing, stream, [&] {
+      for (uint64_t begin = 0, end = 0; begin < keys.count; begin = end) {
+        end = keys.lane == nullptr ? keys.count : keys.lane->send(keys, begin);
+        clock_.time(sampled, kProbe, probing, [&] {
+          launch_probe(keys, begin, end, stamp, *workspace, lists, probing);
+        });
+        workspace->probed.record(probing);
+        if (probing != stream) workspace->probed.hold(stream);
+        clock_.time(sampled, kProbe, stream, [&] {
+          launch_copy(workspace->slots.get() + begin, end - begin, out.from(begin * dim()),
+                      stream);
+        });
+      }
     });
-    LookupCounts& counts = workspace->host_counts[0];
-    check(cudaMemcpyAsync(&counts, lists.counts, sizeof(counts), cudaMemcpyDeviceToHost, stream),
-          "read counters");
-    check(cudaStreamSynchronize(stream), "look keys up");
-    uint64_t unique_hits = 0;
-    for (const auto& counter : counts.hits) unique_hits += counter.unique_hits;
-    const uint64_t unique_keys = unique_hits + counts.missing_keys;
+    // Rows are copied meanwhile, and the caller can go on before they are.
+    const CountsOnHost counts = workspace->wait_for_counts();
+    const uint64_t unique_keys = uint64_t{counts.unique_hits} + counts.missing_keys;
     keys_.fetch_add(keys.count, std::memory_order_relaxed);
     hits_.fetch_add(keys.count - counts.missing_keys - counts.duplicates,
                     std::memory_order_relaxed);
     unique_keys_.fetch_add(unique_keys, std::memory_order_relaxed);
-    unique_hits_.fetch_add(unique_hits, std::memory_order_relaxed);
+    unique_hits_.fetch_add(counts.unique_hits, std::memory_order_relaxed);
     if (counts.missing_keys == 0) return;
-    const double hit_rate = static_cast<double>(unique_hits) / static_cast<double>(unique_keys);
+    const double hit_rate = static_cast<double>(counts.unique_hits) / static_cast<double>(unique_keys);
     // Without a slot, nothing that is inserted later could ever hit.
     if (hit_rate >= threshold_ && num_sets_ != 0) {
       std::vector<int64_t> missing(lists.host_keys, lists.host_keys + counts.missing_keys);
@@ -195,16 +187,28 @@ class SlabTable : public Table {
     });
   }
 
-  void launch_lookup(const Keys& keys, const Output& out, uint32_t stamp, const MissLists& lists,
-                     cudaStream_t stream) {
-    with_types(keys, out, dim(), is_aligned(out.data),
-               [&](auto shape, auto* data, auto* rows) {
-                 using Shape = decltype(shape);
-                 const uint64_t num_warps = (keys.count + Shape::kKeys - 1) / Shape::kKeys;
-                 slab_lookup<Shape><<<num_blocks(num_warps), kThreads, 0, stream>>>(
-                     view_, data, static_cast<uint32_t>(keys.count), rows, stamp, lists);
-               });
-    check_launch("slab_lookup");
+  void launch_probe(const Keys& keys, uint64_t begin, uint64_t end, uint32_t stamp,
+                    const Workspace& workspace, const MissLists& lists, cudaStream_t stream) {
+    const bool is_last = end == keys.count;
+    with_key_type(keys, [&](auto* data) {
+      slab_probe<<<num_blocks((end - begin + kWarp - 1) / kWarp), kThreads, 0, stream>>>(
+          view_, data, static_cast<uint32_t>(begin), static_cast<uint32_t>(end),
+          workspace.slots.get(), stamp, lists, is_last);
+    });
+    check_launch("slab_probe");
+  }
+
+  void launch_copy(const uint32_t* slots, uint64_t num_keys, const Output& out,
+                   cudaStream_t stream) {
+    with_row_shape(dim(), is_aligned(out.data), [&](auto shape) {
+      with_row_type(out, [&](auto* rows) {
+        using Shape = decltype(shape);
+        const uint64_t num_warps = (num_keys + Shape::kKeys - 1) / Shape::kKeys;
+        slab_copy<Shape><<<num_blocks(num_warps), kThreads, 0, stream>>>(
+            view_, slots, static_cast<uint32_t>(num_keys), rows);
+      });
+    });
+    check_launch("slab_copy");
   }
 
   void fetch_missing(const MissLists& lists, uint64_t num_missing, uint32_t stamp,

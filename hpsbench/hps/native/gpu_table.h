@@ -28,15 +28,22 @@ struct HostTable {
   float default_value;
 };
 
+class Lane;
+
 // Keys on the GPU: int64, or int32.
 struct Keys {
   const void* data;
   int32_t key_bytes;
   uint64_t count;
+  // Where they are on their way to `data`, if they are, and by which lane they come or came.
+  const char* on_host = nullptr;
+  Lane* lane = nullptr;
 
   uint64_t num_bytes() const { return count * key_bytes; }
   Keys part(uint64_t begin, uint64_t count_of_part) const {
-    return {static_cast<const char*>(data) + begin * key_bytes, key_bytes, count_of_part};
+    const uint64_t skip = begin * key_bytes;
+    return {static_cast<const char*>(data) + skip, key_bytes, count_of_part,
+            on_host == nullptr ? nullptr : on_host + skip, lane};
   }
 };
 

@@ -3,6 +3,8 @@
 #define HPSBENCH_HPS_NATIVE_GPU_WORKSPACE_H_
 
 #include <algorithm>
+#include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <cstdint>
 #include <memory>
@@ -13,16 +15,26 @@
 
 namespace hps::gpu {
 
-// What a slab lookup counts. Hits are spread over places that do not contend with each other.
+// What a slab lookup counts, all zero before. Hits are spread over places that do not contend with
+// each other.
 struct LookupCounts {
   static constexpr int kHitCounters = 32;
   unsigned int missing_keys;    // unique ones
   unsigned int duplicates;      // of missing keys
-  unsigned int padding[6];
+  unsigned int finished_blocks;
+  unsigned int padding[5];
   struct {
     unsigned int unique_hits;
     unsigned int padding[7];
   } hits[kHitCounters];
+};
+
+// What a lookup counted, in page-locked memory. It is there once `number` is the lookup's.
+struct CountsOnHost {
+  unsigned int missing_keys;
+  unsigned int duplicates;
+  unsigned int unique_hits;
+  unsigned int number;
 };
 
 // The state in which a lookup finds its missing keys, each once. An entry of `seen` belongs to the
@@ -38,6 +50,7 @@ struct MissLists {
   uint32_t* duplicates;  // positions of keys that are missing keys again
   uint32_t* originals;   // and of the missing key that each of them equals
   LookupCounts* counts;
+  volatile CountsOnHost* counts_on_host;
 };
 
 // Rows on their way to the GPU: page-locked memory that the host fills, and GPU memory that it is
@@ -109,9 +122,12 @@ class Workspace {
         originals_(max_keys),
         counts_(1),
         host_keys_(max_keys),
-        staging(largest_dim),
-        host_counts(1) {
+        host_counts_(1),
+        slots(max_keys),
+        staging(largest_dim) {
+    host_counts_[0] = {};
     check(cudaMemset(seen_.get(), 0, seen_.num_bytes()), "clear a workspace");
+    check(cudaMemset(counts_.get(), 0, counts_.num_bytes()), "clear a workspace");
     check(cudaDeviceSynchronize(), "clear a workspace");
   }
 
@@ -121,16 +137,36 @@ class Workspace {
       check(cudaMemsetAsync(seen_.get(), 0, seen_.num_bytes(), stream), "clear a workspace");
       number_ = 1;
     }
+    if (counts_are_due_) {  // the last lookup broke off
+      check(cudaMemsetAsync(counts_.get(), 0, counts_.num_bytes(), stream), "clear counters");
+    }
+    counts_are_due_ = true;
     return {seen_.get(), static_cast<uint32_t>(places_for(num_keys) - 1), number_,
             host_keys_.get(), keys_.get(), positions_.get(), duplicates_.get(), originals_.get(),
-            counts_.get()};
+            counts_.get(), host_counts_.get()};
   }
+
+  // Returns the counts of the last lookup when there are; `probed` was recorded after it.
+  CountsOnHost wait_for_counts() {
+    volatile CountsOnHost& counts = host_counts_[0];
+    // The GPU tells some microseconds before CUDA does.
+    const auto patience = std::chrono::steady_clock::now() + kPatience;
+    while (counts.number != number_ && std::chrono::steady_clock::now() < patience) {
+    }
+    if (counts.number != number_) probed.wait();
+    std::atomic_thread_fence(std::memory_order_acquire);
+    counts_are_due_ = false;
+    return {counts.missing_keys, counts.duplicates, counts.unique_hits, counts.number};
+  }
+
   uint64_t num_device_bytes() const {
     return seen_.num_bytes() + keys_.num_bytes() + positions_.num_bytes() +
-           duplicates_.num_bytes() + originals_.num_bytes();
+           duplicates_.num_bytes() + originals_.num_bytes() + slots.num_bytes();
   }
 
  private:
+  static constexpr std::chrono::microseconds kPatience{100};
+
   // A power of two, at least half of them free.
   static uint64_t places_for(uint64_t num_keys) {
     uint64_t places = 2;
@@ -139,6 +175,7 @@ class Workspace {
   }
 
   uint32_t number_ = 0;
+  bool counts_are_due_ = false;
   DeviceBuffer<unsigned long long> seen_;
   DeviceBuffer<int64_t> keys_;
   DeviceBuffer<uint32_t> positions_;
@@ -146,10 +183,12 @@ class Workspace {
   DeviceBuffer<uint32_t> originals_;
   DeviceBuffer<LookupCounts> counts_;
   HostBuffer<int64_t> host_keys_;
+  HostBuffer<CountsOnHost> host_counts_;
 
  public:
+  DeviceBuffer<uint32_t> slots;  // of the keys, where they hit
   Staging staging;
-  HostBuffer<LookupCounts> host_counts;
+  Event probed;
   Event used;  // by all work of the last lookup
 };
 

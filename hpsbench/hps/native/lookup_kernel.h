@@ -27,7 +27,11 @@ using ModelReference = std::shared_ptr<hps_model>;
 template <class Key, class Row>
 class LookupKernel : public OpKernel {
  public:
-  explicit LookupKernel(OpKernelConstruction* ctx) : OpKernel(ctx) {
+  explicit LookupKernel(OpKernelConstruction* ctx)
+      : OpKernel(ctx),
+        operation_(type_string() == "HpsLookup"        ? "hps_lookup"
+                   : type_string() == "HpsMultiLookup" ? "hps_multi_lookup"
+                                                       : "hps_concat_lookup") {
     OP_REQUIRES_OK(ctx, ctx->GetAttr("model_name", &model_name_));
     OP_REQUIRES_OK(ctx, ctx->GetAttr("ps_config_file", &ps_config_file_));
     OP_REQUIRES_OK(ctx, ctx->GetAttr("global_batch_size", &global_batch_size_));
@@ -40,11 +44,18 @@ class LookupKernel : public OpKernel {
       OP_REQUIRES_OK(ctx, ctx->GetAttr("table_ids", &table_ids_));
       OP_REQUIRES_OK(ctx, ctx->GetAttr("emb_vec_sizes", &emb_vec_sizes_));
       OP_REQUIRES(ctx, static_cast<int>(table_ids_.size()) == num_inputs(),
-                  absl::InvalidArgumentError("hps_multi_lookup: table_ids needs one id per input"));
+                  absl::InvalidArgumentError(
+                      absl::StrCat(operation(), ": table_ids needs one id per input")));
+      OP_REQUIRES(ctx, static_cast<int>(emb_vec_sizes_.size()) == num_inputs(),
+                  absl::InvalidArgumentError(
+                      absl::StrCat(operation(), ": emb_vec_sizes needs one size per input")));
     }
   }
 
  protected:
+  // The operation's, as Python calls it.
+  const std::string& operation() const { return operation_; }
+
   // The ids of one input, and where their rows go.
   struct Part {
     int64_t first_key;  // of all inputs, one after another
@@ -60,7 +71,7 @@ class LookupKernel : public OpKernel {
       const Tensor& ids = ctx->input(i);
       if (ids.dims() < 1) {
         return absl::InvalidArgumentError(
-            absl::StrCat("hps_lookup: ids must have at least one dimension, got ",
+            absl::StrCat(operation(), ": ids must have at least one dimension, got ",
                          ids.shape().DebugString(), "; pass [batch] or [batch, hotness]"));
       }
       TensorShape shape = ids.shape();
@@ -216,6 +227,7 @@ class LookupKernel : public OpKernel {
     return absl::OkStatus();
   }
 
+  const std::string operation_;
   std::string model_name_;
   std::string ps_config_file_;
   int64_t global_batch_size_;

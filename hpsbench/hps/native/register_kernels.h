@@ -7,15 +7,21 @@
 #include "Eigen/Core"
 #include "tensorflow/core/framework/op_kernel.h"
 
-#define HPS_REGISTER_LOOKUP(operation, device, Kernel, Key, Row) \
-  REGISTER_KERNEL_BUILDER(Name(operation)                        \
-                              .Device(device)                    \
-                              .TypeConstraint<Key>("Tkeys")      \
-                              .TypeConstraint<Row>("Trows"),     \
-                          Kernel<Key, Row>)
+// int32 ids come in host memory on GPUs too: TensorFlow has int32 arguments of functions there, as a
+// request's ids are, and the kernels bring them to the GPU faster than its copies do. Ids that the
+// GPU computed are copied back before.
 #define HPS_REGISTER_LOOKUP_OF_ROWS(operation, device, Kernel, Row) \
-  HPS_REGISTER_LOOKUP(operation, device, Kernel, int32_t, Row);     \
-  HPS_REGISTER_LOOKUP(operation, device, Kernel, int64_t, Row)
+  REGISTER_KERNEL_BUILDER(Name(operation)                           \
+                              .Device(device)                       \
+                              .TypeConstraint<int32_t>("Tkeys")     \
+                              .TypeConstraint<Row>("Trows")         \
+                              .HostMemory("ids"),                   \
+                          Kernel<int32_t, Row>);                    \
+  REGISTER_KERNEL_BUILDER(Name(operation)                           \
+                              .Device(device)                       \
+                              .TypeConstraint<int64_t>("Tkeys")     \
+                              .TypeConstraint<Row>("Trows"),        \
+                          Kernel<int64_t, Row>)
 
 // Registers the class template Kernel<Key, Row> for HpsLookup and HpsMultiLookup.
 #define HPS_REGISTER_LOOKUPS(device, Kernel)                                   \
@@ -24,8 +30,7 @@
   HPS_REGISTER_LOOKUP_OF_ROWS("HpsMultiLookup", device, Kernel, float);        \
   HPS_REGISTER_LOOKUP_OF_ROWS("HpsMultiLookup", device, Kernel, Eigen::half)
 
-// Registers the class template Kernel<Key> for HpsConcatLookup. TensorFlow's own operations on GPUs
-// have int32 in host memory, where a request's ids are too: the kernel copies them all at once.
+// Registers the class template Kernel<Key> for HpsConcatLookup.
 #define HPS_REGISTER_CONCAT_LOOKUPS(device, Kernel)                                         \
   REGISTER_KERNEL_BUILDER(Name("HpsConcatLookup")                                           \
                               .Device(device)                                               \

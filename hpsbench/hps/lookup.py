@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -45,19 +46,19 @@ class ModelTables:
         sparse_models = _sparse_models(configuration, model)
         self._native = NativeModel(_table_specs(configuration, model, sparse_models))
         self.embedding_dims = self._native.embedding_dims
-        self._tiers = ModelTiers(configuration, model, self._native, sparse_models)
         self.gpus: tuple[int, ...] = ()
-        if without_gpus is None:
-            try:
-                self.gpus = attach_caches(self._native, model, [m.keys for m in sparse_models])
+        # Undone at once: another attempt may follow while a traceback still holds this one.
+        with ExitStack() as undo:
+            undo.callback(self._native.release)
+            self._tiers = ModelTiers(configuration, model, self._native, sparse_models)
+            undo.callback(self._tiers.close)
+            if without_gpus is None:
+                keys = [sparse_model.keys for sparse_model in sparse_models]
+                self.gpus = attach_caches(self._native, model, keys)
                 self._tell_gpus_what_was_updated()
-            except BaseException:
-                # Another attempt may follow while a traceback still holds this one.
-                self._tiers.close()
-                self._native.release()
-                raise
-        else:
-            log_without_cache(model, without_gpus)
+            else:
+                log_without_cache(model, without_gpus)
+            undo.pop_all()
         share = model.cache_refresh_percentage_per_iteration or 1.0
         self._stop_refreshing = start_refreshing(
             self, self.model_name, lambda tables: tables.refresh(share),

@@ -4,6 +4,7 @@ import contextlib
 import logging
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from hpsbench.errors import HpsError
 from hpsbench.hps import lookup
 from hpsbench.hps.lookup import open_model
 from hpsbench.hps.native.gpu import OutOfMemory
+from hpsbench.hps.sparse_model import ROWS_FILE
 from hpsbench.hps.tiers import rocksdb_store
 from tests.tiers.served_tables import (
     DIMS,
@@ -173,8 +175,12 @@ def test_models_of_a_process_share_a_database(tmp_path):
 
 def test_a_folder_that_is_no_database_is_an_error(tmp_path):
     (tmp_path / "db").write_text("a file")
-    with pytest.raises(HpsError, match="db cannot be opened"):
+    with pytest.raises(HpsError, match="db cannot be opened") as caught:
         open_tables(tmp_path, persistent_db=section(tmp_path))
+    assert caught.tb is not None  # it holds the tables, and yet they are let go
+    rows = tmp_path / "table0" / ROWS_FILE
+    # Mapped by NumPy alone, until the traceback goes.
+    assert Path("/proc/self/maps").read_text().count(str(rows)) == 1
 
 
 def test_a_damaged_file_is_gone_past_and_healed(tmp_path, caplog, wait_until):

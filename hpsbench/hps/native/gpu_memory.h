@@ -113,9 +113,9 @@ class Event {
     check(cudaStreamWaitEvent(stream, event_), "make a stream wait");
   }
   void wait() const { check(cudaEventSynchronize(event_), "wait for the GPU"); }
-  // Whether what was recorded last has come, or failed.
+  // Whether what was recorded last has come; not if that cannot be told.
   bool is_over() const {
-    const bool over = cudaEventQuery(event_) != cudaErrorNotReady;
+    const bool over = cudaEventQuery(event_) == cudaSuccess;
     cudaGetLastError();  // "not ready" is no failure, and must not be found as one
     return over;
   }

@@ -1,4 +1,5 @@
-"""What runs inside Triton's Python backend: one file per kind of model, imported by `model.py`.
+"""What Triton's models do: one file per kind of model, imported by `model.py`.
 
-Each offers `TritonPythonModel`, the class that Triton's stub looks for.
+Each offers `TritonPythonModel`, the class that Triton's Python backend looks for, and the one in
+Triton's own process (`hpsbench.servers.in_process`).
 """

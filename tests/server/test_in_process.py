@@ -70,6 +70,13 @@ class TritonPythonModel:
         return pb_utils.InferenceResponse([
             pb_utils.Tensor("y", x), pb_utils.Tensor("address", np.array([address]))])
 """
+NEEDS_MEMORY = """\
+from hpsbench.errors import HpsError
+
+class TritonPythonModel:
+    def initialize(self, arguments):
+        raise HpsError("table x does not fit", hint="lower gpucacheper")
+"""
 RAISES = """\
 class TritonPythonModel:
     def initialize(self, arguments):
@@ -95,6 +102,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_model(repository, dtype, MODEL, dtype)
     write_model(repository, "strings", MODEL, "STRING")
     write_model(repository, "raises", RAISES, "INT32")
+    write_model(repository, "needs_memory", NEEDS_MEMORY, "INT32")
     write_model(repository, "missing", "", "INT32")
     return repository
 
@@ -217,7 +225,11 @@ def test_metrics_count_and_go_with_the_model(server: TritonServer) -> None:
 
 @pytest.mark.parametrize(
     ("model", "words"),
-    [("raises", "table x has 3 rows, not 4"), ("missing", "no attribute 'TritonPythonModel'")],
+    [
+        ("raises", "table x has 3 rows, not 4\n(?s:.)*model.py"),
+        ("missing", "no attribute 'TritonPythonModel'"),
+        ("needs_memory", "Internal: table x does not fit\n  hint: lower gpucacheper;"),
+    ],
 )
 def test_a_model_that_cannot_be_loaded_is_an_error_in_its_words(
     server: TritonServer, model: str, words: str

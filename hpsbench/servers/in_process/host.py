@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from hpsbench.errors import BenchError
 from hpsbench.servers.in_process import triton_utils
 from hpsbench.servers.in_process.triton_utils import GivenTensor, InferenceRequest, NamedTensor
 
@@ -88,6 +89,6 @@ def unload(model: Any) -> None:
 
 def _words(error: BaseException) -> str:
     """Return the error, with where it was raised unless its words are meant for users."""
-    if isinstance(error, triton_utils.TritonModelException):
+    if isinstance(error, (BenchError, triton_utils.TritonModelException)):
         return str(error)
     return f"{error}\n\n{''.join(traceback.format_exception(error))}"

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import sysconfig
 import tarfile
+import time
 import venv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,10 @@ else:
 _INSTALL_TIMEOUT_S = 1800
 _BUILD_TIMEOUT_S = 1800
 _QUOTED_LINES = 10
+#: Environments that are kept for good, and how long others are after their last use. No comparison
+#: takes as long, so that none in use is removed.
+_KEPT = 5
+_KEPT_S = 14 * 24 * 3600.0
 #: Run in the revision's environment, so they use nothing but what every revision has.
 _LOAD_SUITE = """\
 import json, sys
@@ -152,10 +157,12 @@ def prepare(commit: str, checkout: Path, cache_dir: Path) -> Revision:
 
     `checkout` is the project's folder, or one in it. The environment shares the installed packages
     where the commit depends on the same ones as the project does now, and installs its own where
-    not. Raises ConfigError with pip's or git's words where it cannot be.
+    not. Others that were not used for two weeks are removed, but for the five used last. Raises
+    ConfigError with pip's or git's words where it cannot be.
     """
     checkout = project_folder(checkout)
     cache_dir.mkdir(parents=True, exist_ok=True)
+    _prune(cache_dir)
     # What is shared belongs to the environment that runs now.
     ours = hashlib.sha256(f"{sys.prefix} {sys.version}".encode()).hexdigest()[:8]
     folder = cache_dir / f"{commit}-{ours}"
@@ -165,7 +172,7 @@ def prepare(commit: str, checkout: Path, cache_dir: Path) -> Revision:
             shutil.rmtree(folder, ignore_errors=True)
             _extract(commit, checkout, folder / "source")
             _make_environment(folder, checkout)
-            ready.touch()
+        ready.touch()  # by which the last use is known
     return Revision(commit=commit, python=folder / "environment" / "bin" / "python")
 
 
@@ -238,6 +245,15 @@ def _told_by(
     command = [str(revision.python), "-c", program, preset, json.dumps(given), *overrides]
     told: dict[str, Any] = json.loads(_run(command, problem, folder).splitlines()[-1])
     return told
+
+
+def _prune(cache_dir: Path) -> None:
+    """Remove environments that were not used lately, but for the few that were used last."""
+    used = {ready.parent: ready.stat().st_mtime for ready in cache_dir.glob("*/ready")}
+    for folder in sorted(used, key=used.__getitem__, reverse=True)[_KEPT:]:
+        if time.time() - used[folder] > _KEPT_S:
+            with FileLock(cache_dir / f"{folder.name}.lock"):
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _extract(commit: str, checkout: Path, folder: Path) -> None:

@@ -70,7 +70,13 @@ def compared_sides(
             hint="name what to ask: --model hps_tf, or several: --model native_tf,hps_tf",
         )
     contenders = {
-        name: contender(source, models=models, config=config, log=logs[name])
+        name: contender(
+            source,
+            models=models,
+            config=config,
+            log=logs[name],
+            neither="no folder, no URL and no git revision of hpsbench",
+        )
         for name, source in sources.items()
         if commits[name] is None
     }

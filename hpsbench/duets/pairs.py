@@ -48,10 +48,17 @@ class Contender:
         return "://" in self.config.triton
 
 
-def contender(source: str, *, models: Sequence[str], config: ServerConfig, log: Path) -> Contender:
+def contender(
+    source: str,
+    *,
+    models: Sequence[str],
+    config: ServerConfig,
+    log: Path,
+    neither: str = "no folder and no URL",
+) -> Contender:
     """Return what `source` is: the folder of a Triton model repository, or `http://HOST:PORT`.
 
-    Raises ConfigError where it is neither, or the folder does not hold one of `models`.
+    Raises ConfigError where it is `neither`, or the folder does not hold one of `models`.
     """
     if "://" in source:
         running = replace(config, triton=source)
@@ -59,7 +66,7 @@ def contender(source: str, *, models: Sequence[str], config: ServerConfig, log: 
     repository = Path(source).resolve()
     if not repository.is_dir():
         raise ConfigError(
-            f"{source} is no folder, no URL and no git revision of hpsbench",
+            f"{source} is {neither}",
             hint="give the folder of a Triton model repository, or http://HOST:PORT",
         )
     missing = [model for model in models if not (repository / model).is_dir()]

@@ -95,7 +95,10 @@ def _start(order: dict[str, Any], scratch: Path, libc: ctypes.CDLL) -> subproces
         if os.getppid() != supervisor:
             os._exit(127)
 
-    environment = {**order["defaults"], **os.environ}
+    temporary = scratch / "tmp"
+    temporary.mkdir()
+    # What a killed server's libraries leave there goes with the scratch folder.
+    environment = {**order["defaults"], **os.environ, "TMPDIR": str(temporary)}
     for variable, folders in order["prepend"].items():
         inherited = [environment[variable]] if environment.get(variable) else []
         environment[variable] = ":".join([*folders, *inherited])

@@ -46,3 +46,12 @@ def test_recorded_intervals_are_sent_as_recorded_unless_a_rate_is_given(tmp_path
 def test_what_measures_nothing_is_refused(options: list[str], problem: str) -> None:
     with pytest.raises(ConfigError, match=problem):
         plan(*options)
+
+
+def test_what_is_neither_folder_nor_url_is_told_without_talk_of_revisions(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert cli.main(["load", "nofolder", "--model", "m"]) == cli.EXIT_USAGE
+    said = capsys.readouterr().err
+    assert "nofolder is no folder and no URL\n" in said
+    assert "revision" not in said

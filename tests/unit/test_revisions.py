@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import tarfile
+import time
 from pathlib import Path
 
 import pytest
@@ -130,6 +132,34 @@ def test_each_revision_builds_with_its_own_code(checkout: Path, tmp_path: Path) 
         # An installed hpsbench, among the shared packages, must not hide the revision's.
         (path,) = revision.python.parents[1].glob("lib/python*/site-packages/*.pth")
         assert path.read_text().splitlines()[0] == str(revision.python.parents[2] / "source")
+
+
+def test_environments_that_were_long_not_used_are_removed_but_for_five(
+    checkout: Path, tmp_path: Path
+) -> None:
+    cache = tmp_path / "cache"
+    commits = [commit(checkout, f"version {n}") for n in range(8)]
+    made = [prepare(sha, checkout, cache).python.parents[2] for sha in commits]
+    old = time.time() - 15 * 24 * 3600
+    for age, folder in enumerate(made[:7]):
+        os.utime(folder / "ready", (old - age, old - age))
+    prepare(commits[6], checkout, cache)  # removed with the two before it, and made again
+    assert [folder.is_dir() for folder in made] == [
+        True,
+        True,
+        True,
+        True,
+        False,
+        False,
+        True,
+        True,
+    ]
+    for sha in commits:
+        prepare(sha, checkout, cache)
+    for folder in made:
+        os.utime(folder / "ready", (old + 2 * 24 * 3600,) * 2)
+    prepare(commits[0], checkout, cache)
+    assert all(folder.is_dir() for folder in made)
 
 
 def test_a_revision_is_unpacked_by_a_python_without_archive_filters_too(

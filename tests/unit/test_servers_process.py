@@ -144,6 +144,14 @@ def test_links_lie_in_a_scratch_folder_that_goes_with_the_child(
     assert list(scratch_home.iterdir()) == []
 
 
+def test_temporary_files_of_a_killed_child_go_with_it(tmp_path: Path, scratch_home: Path) -> None:
+    script = "import os, tempfile; tempfile.mkstemp(); os.kill(os.getpid(), 9)"
+    command = Command(arguments=[sys.executable, "-c", script])
+    child = ChildProcess(command, log=tmp_path / "log")
+    assert wait_for_end(child) == -9
+    assert list(scratch_home.iterdir()) == []
+
+
 def test_default_variables_leave_those_that_are_set(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

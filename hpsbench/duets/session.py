@@ -29,8 +29,8 @@ from hpsbench.session import run_participants
 from hpsbench.stages import profile
 from hpsbench.telemetry import Watch, unwatched
 
-#: Traced pairs of requests in each launch of a confirming session.
-TRACED = 25
+#: Traced pairs of requests in each launch of a confirming session: 80 in all, for medians.
+TRACED = 10
 
 # A duet counts requests, so the time that the loop would fill beyond them is none.
 _NO_TIME_S = 1e-9
@@ -217,8 +217,8 @@ class _Session(Generic[P]):
         # Where the time goes is asked only once there is a change to explain; all is warm by then.
         traced = replace(loop, warmup_requests=1, min_requests=TRACED, max_requests=TRACED)
         with self._watch() as watched:
-            begun_ns = self._clock_ns()
             asked = launched.participants(benchmark)
+            begun_ns = self._clock_ns()
             try:
                 run = run_participants(
                     loop, asked, launched.check_alive, traced=traced if self._number > 1 else None

@@ -9,7 +9,7 @@ from statistics import fmean, geometric_mean, median
 from hpsbench import stats
 from hpsbench.baselines import Baseline, BaselineRun
 from hpsbench.measurements import Measurement
-from hpsbench.published import PublishedTable
+from hpsbench.published import COMPUTE_INFER, THROUGHPUT, PublishedTable
 from hpsbench.runs import Result, Run
 from hpsbench.session import NUMPY
 from hpsbench.workload import Workload, split_row
@@ -99,13 +99,14 @@ def typical_ratio(sessions: Sequence[Sequence[float]]) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """`compute infer` of one variant and batch size, as published and here.
+    """The quantity of a published table, of one variant and batch size, as published and here.
 
-    Ratios divide by the publication's own native variant; only they compare between machines.
-    None where it was not published; `own_ratio` also where it was not measured.
+    `published` is in nanoseconds or samples per second. Ratios divide by the publication's own
+    native variant; only they compare between machines. None where it was not published;
+    `own_ratio` also where it was not measured.
     """
 
-    published_ns: float | None
+    published: float | None
     published_ratio: float | None
     own_ratio: float | None
 
@@ -117,20 +118,22 @@ def compared(
     batch_size: int,
 ) -> Comparison:
     """Return a published table beside the figures `cells` of a run."""
-    published_ns = table.values_of(variant).get(batch_size)
-    native_ns = table.values_of(table.native).get(batch_size)
-    own, own_native = (cells.get((v, batch_size)) for v in (variant, table.native))
-    return Comparison(
-        published_ns=published_ns,
-        published_ratio=published_ns / native_ns if published_ns and native_ns else None,
-        own_ratio=own.compute_infer_ns / own_native.compute_infer_ns
-        if published_ns
-        and own
-        and own_native
-        and own.compute_infer_ns
-        and own_native.compute_infer_ns
-        else None,
+    published = table.values_of(variant).get(batch_size)
+    native = table.values_of(table.native).get(batch_size)
+    own, own_native = (
+        _measured(table.quantity, cells.get((v, batch_size))) for v in (variant, table.native)
     )
+    return Comparison(
+        published=published,
+        published_ratio=published / native if published and native else None,
+        own_ratio=own / own_native if published and own and own_native else None,
+    )
+
+
+def _measured(quantity: str, cell: Figures | None) -> float | None:
+    if cell is None:
+        return None
+    return {COMPUTE_INFER: cell.compute_infer_ns, THROUGHPUT: cell.samples_per_s}[quantity]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,6 +5,7 @@ They are of other machines, so only their ratios can be compared with what is me
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,8 @@ UNITS = {
     COMPUTE_INFER: {"us": 1e3, "ms": 1e6},
     THROUGHPUT: {"k samples/s": 1e3},
 }
+#: Times are published to a microsecond, of some hundreds.
+_ROUNDING = 2e-3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +98,20 @@ class Publication:
     def table(self, quantity: str) -> PublishedTable | None:
         """Return the table of a quantity, None where none is published."""
         return next((table for table in self.tables if table.quantity == quantity), None)
+
+    @property
+    def derives_throughput(self) -> bool:
+        """Whether its throughput is batch size over compute infer: no second measurement."""
+        infer, throughput = self.table(COMPUTE_INFER), self.table(THROUGHPUT)
+        if infer is None or throughput is None:
+            return False
+        times_ns = {c.variant: infer.values_of(c.variant) for c in infer.columns}
+        return all(
+            (infer_ns := times_ns.get(column.variant, {}).get(size)) is not None
+            and math.isclose(value, size * 1e9 / infer_ns, rel_tol=_ROUNDING)
+            for column in throughput.columns
+            for size, value in throughput.values_of(column.variant).items()
+        )
 
 
 def load(baselines_folder: Path) -> tuple[Publication, ...]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from importlib import metadata, resources
+from importlib import metadata
 
 from hpsbench import figures
 from hpsbench.figures import Figures
 from hpsbench.measurements import Measurement
-from hpsbench.report import charts, comparisons, load_section, notation
+from hpsbench.published import THROUGHPUT
+from hpsbench.report import charts, comparisons, load_section, notation, styles
 from hpsbench.report.contents import Apart, Contents
 from hpsbench.report.elements import Content, Element, element, html_document
 from hpsbench.report.forest import forest_span
@@ -17,6 +18,7 @@ from hpsbench.report.tables import (
     environment,
     figure_table,
     publication_details,
+    published_beside,
     sentence,
     stage_percentile_table,
     stage_table,
@@ -55,7 +57,6 @@ def page_without_run(machine: str, apart: Apart) -> str:
 def _page(
     title: str, header: Element, sections: Sequence[tuple[str, list[Content]]], footer: str
 ) -> str:
-    style = (resources.files("hpsbench.report") / "page.css").read_text("utf-8")
     head = element(
         "head",
         element("meta", charset="utf-8"),
@@ -64,7 +65,7 @@ def _page(
         # An empty icon, or browsers ask the server for one.
         element("link", rel="icon", href="data:,"),
         element("title", title),
-        element("style", style),
+        element("style", styles.page_style()),
     )
     links = [element("a", name, href=f"#{_anchor(name)}") for name, _ in sections]
     body = element(
@@ -173,11 +174,23 @@ def _figures(
 ) -> list[Content]:
     text = "Medians over the launches: client latency, the server's mean compute infer, and "
     text += "throughput. The ratio is what is judged."
-    if contents.publications:
-        text += " Published figures are of other machines: compare their ratios, never their "
-        text += "milliseconds. Each is a ratio to its publication's own native variant, with the "
-        text += "same ratio of this run beside it."
-    return [_lead(text), figure_table(contents, cells, variants)]
+    lead = [_lead(text)]
+    beside = published_beside(contents, cells)
+    if beside:
+        text = "Published figures are of other GPUs: compare their ratios, never their "
+        text += "milliseconds or samples. Each is a ratio to its table's own native column, with "
+        text += "the same ratio of this run under \u201chere\u201d. Of infer less is faster, of "
+        text += "samples per second more."
+        derived = " and ".join(
+            publication.name
+            for publication, table in beside
+            if table.quantity == THROUGHPUT and publication.derives_throughput
+        )
+        if derived:
+            text += f" The throughput of {derived} is the batch size over its compute infer; this "
+            text += "run's is what clients got, transport and queueing included."
+        lead.append(_lead(text))
+    return [*lead, figure_table(contents, cells, variants)]
 
 
 def _latency(

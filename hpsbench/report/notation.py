@@ -6,6 +6,7 @@ import dataclasses
 import re
 from collections.abc import Collection, Iterable, Sequence
 
+from hpsbench.published import COMPUTE_INFER
 from hpsbench.verdict import SINCE, Outcome, Verdict
 
 DASH = "\N{EN DASH}"
@@ -104,9 +105,11 @@ def milliseconds(nanoseconds: float | None) -> str:
     return DASH if nanoseconds is None else significant(nanoseconds / 1e6)
 
 
-def published_milliseconds(nanoseconds: float | None) -> str:
-    """Return the digits that were published, whole microseconds, or a dash."""
-    return DASH if nanoseconds is None else f"{nanoseconds / 1e6:.3f}"
+def published(quantity: str, value: float | None) -> str:
+    """Return milliseconds to the microsecond as published, thousand samples/s, or a dash."""
+    if value is None:
+        return DASH
+    return f"{value / 1e6:.3f}" if quantity == COMPUTE_INFER else significant(value / 1e3)
 
 
 def ratio(value: float | None) -> str:

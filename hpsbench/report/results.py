@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from importlib import resources
 from statistics import median
 from xml.etree import ElementTree
 
 from hpsbench.baselines import Baseline
 from hpsbench.figures import Figures, in_order, reference_variant, typical_ratio
 from hpsbench.published import COMPUTE_INFER, Publication
-from hpsbench.report import charts, notation
+from hpsbench.report import charts, notation, styles
 from hpsbench.report.elements import Element, element
 from hpsbench.report.panels import (
     WIDTH,
@@ -209,10 +208,9 @@ def _standalone(figure: Element, rows: Sequence[str]) -> tuple[str, str]:
             words(row, left + 32, top + 4, class_="value"),
         ]
     whole = height + 34 + _LEGEND_ROW * -(-len(rows) // _PER_LEGEND_ROW)
-    style = (resources.files("hpsbench.report") / "page.css").read_text("utf-8")
     root = element(
         "svg",
-        element("style", style, _PICTURE_STYLE),
+        element("style", styles.chart_style(), _PICTURE_STYLE),
         words(title, 6, 18, class_="value"),
         element("g", list(drawn), transform="translate(0 24)"),
         legend,

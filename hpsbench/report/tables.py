@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from hpsbench.figures import Figures, Stages, batch_sizes_of, compared, reference_of_run
-from hpsbench.published import COMPUTE_INFER, UNITS, Publication, PublishedTable
+from hpsbench.published import COMPUTE_INFER, THROUGHPUT, UNITS, Publication, PublishedTable
 from hpsbench.report import charts, notation
 from hpsbench.report.contents import ACCEPTED_HINT, Contents
 from hpsbench.report.elements import Content, Element, element
@@ -16,6 +16,8 @@ from hpsbench.verdict import Outcome, Verdict
 
 #: A group of undisputed outcomes longer than this starts folded.
 _LONGEST_OPEN = 12
+#: The columns of this run that published tables stand beside, and their unit.
+_QUANTITIES = {COMPUTE_INFER: "infer, ms", THROUGHPUT: "k samples/s"}
 _QUIET = (Outcome.PASS, Outcome.NO_BASELINE)
 
 
@@ -86,18 +88,25 @@ def _verdict_table(verdicts: Sequence[Verdict], span: float) -> Element:
     )
 
 
+def published_beside(
+    contents: Contents, cells: Mapping[tuple[str, int], Figures]
+) -> list[tuple[Publication, PublishedTable]]:
+    """Return the published tables that have a figure of what the run measured."""
+    return [
+        (publication, table)
+        for publication in contents.publications
+        for table in publication.tables
+        if any(size in table.values_of(variant) for variant, size in cells)
+    ]
+
+
 def figure_table(
     contents: Contents, cells: Mapping[tuple[str, int], Figures], variants: Sequence[str]
 ) -> Element:
     """Return the table of batch sizes and variants, with the published figures beside them."""
-    beside = [
-        (publication, table)
-        for publication in contents.publications
-        if (table := publication.table(COMPUTE_INFER)) is not None
-        and any(size in table.values_of(variant) for variant, size in cells)
-    ]
+    beside = published_beside(contents, cells)
     ratio = f"p10 : {reference_of_run(contents.run)}"
-    own = ("p50, ms", "p10, ms", "infer, ms", "k samples/s", ratio)
+    own = ("p50, ms", "p10, ms", *_QUANTITIES.values(), ratio)
     groups = element(
         "tr",
         element("td"),
@@ -105,7 +114,7 @@ def figure_table(
         [
             element(
                 "th",
-                f"{publication.name}, infer",
+                f"{publication.name}, {_QUANTITIES[table.quantity]}",
                 element("br"),
                 f"ratios to {table.native}",
                 colspan=3,
@@ -115,7 +124,7 @@ def figure_table(
             for publication, table in beside
         ],
     )
-    names = [*own, *("published, ms", "ratio", "here") * len(beside)]
+    names = [*own, *("published", "ratio", "here") * len(beside)]
     heads = [
         element("th", name, scope="col", class_=_apart(number, len(own)))
         for number, name in enumerate(names)
@@ -134,7 +143,7 @@ def figure_table(
             for _, table in beside:
                 found = compared(table, cells, variant, size)
                 texts += [
-                    notation.published_milliseconds(found.published_ns),
+                    notation.published(table.quantity, found.published),
                     notation.ratio(found.published_ratio),
                     notation.ratio(found.own_ratio),
                 ]

@@ -81,6 +81,21 @@ def test_what_is_cut_off_can_be_scrolled_to(browser: Chromium, report: Path) -> 
     assert browser.evaluate(f"{hidden}.map(shown => shown.textContent.slice(0, 60))") == []
 
 
+def test_published_figures_are_in_sight_beside_ours(browser: Chromium, report: Path) -> None:
+    """On a desk at once; on a phone by scrolling the table, whose variants stay in sight."""
+    table = "document.querySelector('#figures .scroll')"
+    browser.show(report.as_uri(), width=1280, scheme="light")
+    assert browser.evaluate(f"{table}.scrollWidth <= {table}.clientWidth")
+    browser.show(report.as_uri(), width=390, scheme="light")
+    browser.evaluate(f"{table}.scrollLeft = {table}.scrollWidth")
+    row = f"{table}.querySelectorAll('tbody tr:nth-child(2) > *')"
+    boxes = f"[...{row}].map(cell => cell.getBoundingClientRect())"
+    places = browser.evaluate(f"{boxes}.map(box => [box.left, box.right])")
+    (left, right), (last_left, last_right) = places[0], places[-1]
+    assert 0 <= left < right < last_left < last_right <= 390
+    assert browser.evaluate("scrollX") == 0
+
+
 @pytest.mark.parametrize("contents", [every_outcome, noisy], ids=lambda c: c.__name__)
 @pytest.mark.parametrize("width", [390, 1280])
 def test_nothing_in_a_chart_is_cut_off_and_no_text_touches_another(

@@ -11,7 +11,7 @@ from hpsbench import baselines, figures, published, runs
 from hpsbench.errors import ReportError
 from hpsbench.figures import PERCENTILES, Figures
 from hpsbench.measurements import ServerTimes
-from hpsbench.published import COMPUTE_INFER
+from hpsbench.published import COMPUTE_INFER, THROUGHPUT
 from hpsbench.report import files
 from hpsbench.report.contents import MOST_EARLIER, earlier_runs, gather
 from hpsbench.runs import Run, combined, reproduction
@@ -100,8 +100,22 @@ def test_a_published_ratio_divides_by_the_publications_own_native() -> None:
     assert table is not None
     cells = {("native_tf_hybrid", 32): cell(4e6), ("hps_tf", 32): cell(3e6)}
     found = figures.compared(table, cells, "hps_tf", 32)
-    assert found.published_ns == 612_000
+    assert found.published == 612_000
     assert found.published_ratio == pytest.approx(612 / 551)
+    assert found.own_ratio == pytest.approx(0.75)
+
+
+def test_throughput_is_compared_as_time_is() -> None:
+    gathered = next(p for p in published.load(BASELINES_FOLDER) if p.name == "DGX A100")
+    table = gathered.table(THROUGHPUT)
+    assert table is not None
+    cells = {
+        (variant, 32): dataclasses.replace(cell(None), samples_per_s=samples_per_s)
+        for variant, samples_per_s in (("native_tf", 2.0), ("hps_tf", 1.5))
+    }
+    found = figures.compared(table, cells, "hps_tf", 32)
+    assert found.published == pytest.approx(52_287)
+    assert found.published_ratio == pytest.approx(52.287 / 50.314)
     assert found.own_ratio == pytest.approx(0.75)
 
 
@@ -114,7 +128,7 @@ def test_what_was_not_published_is_not_compared(variant: str, batch_size: int) -
     assert table is not None
     cells = {("native_tf_hybrid", batch_size): cell(1e6), (variant, batch_size): cell(1e6)}
     found = figures.compared(table, cells, variant, batch_size)
-    assert (found.published_ns, found.published_ratio, found.own_ratio) == (None, None, None)
+    assert (found.published, found.published_ratio, found.own_ratio) == (None, None, None)
 
 
 def test_what_was_not_measured_here_is_published_alone() -> None:

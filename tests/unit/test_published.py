@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -63,6 +64,20 @@ def test_published_throughput_is_the_batch_over_its_latency(
         samples_per_s = throughput.values_of(column.variant)
         for batch_size, ns in latency.values_of(column.variant).items():
             assert samples_per_s[batch_size] == pytest.approx(batch_size / (ns / 1e9), rel=0.002)
+    assert {p.name for p in publications.values() if p.derives_throughput} == {"DGX A100"}
+
+
+def test_a_throughput_that_was_measured_by_itself_is_not_derived(
+    publications: dict[str, Publication],
+) -> None:
+    publication = publications["DGX A100"]
+    infer, throughput = (table(publication, q) for q in (COMPUTE_INFER, THROUGHPUT))
+    native, *others = throughput.columns
+    faster = dataclasses.replace(native, values=tuple(1.01 * v for v in native.values))
+    measured = dataclasses.replace(throughput, columns=(faster, *others))
+    elsewhere = dataclasses.replace(infer, batch_sizes=tuple(b + 1 for b in BATCH_SIZES))
+    for tables in ((infer, measured), (elsewhere, throughput), (throughput,), (infer,)):
+        assert not dataclasses.replace(publication, tables=tables).derives_throughput
 
 
 def test_the_published_speedups_follow_from_the_hybrid_table(

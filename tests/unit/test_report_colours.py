@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import itertools
 import re
-from importlib import resources
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+
+from hpsbench.report.styles import page_style
 
 Vector = npt.NDArray[np.float64]
 
@@ -33,11 +34,14 @@ WHITE = RGB_TO_XYZ.sum(axis=1)
 
 def palettes() -> list[dict[str, Vector]]:
     """Return the light and the dark palette, in linear RGB."""
-    css = (resources.files("hpsbench.report") / "page.css").read_text("utf-8")
-    light, dark = css.split("prefers-color-scheme: dark")
+    css = page_style()
+    dark = re.findall(r"@media \(prefers-color-scheme: dark\) \{.*?\}", css, re.DOTALL)
+    light = css
+    for part in dark:
+        light = light.replace(part, "")
     return [
-        {name: linear(colour) for name, colour in re.findall(r"--(\w+): (#[0-9a-f]{6})", part)}
-        for part in (light, dark.split("}")[0])
+        {name: linear(colour) for name, colour in re.findall(r"--(\w+): (#[0-9a-f]{6})", text)}
+        for text in (light, "".join(dark))
     ]
 
 
@@ -56,6 +60,12 @@ def contrast(one: Vector, other: Vector) -> float:
     """Return the ratio that the Web Content Accessibility Guidelines define."""
     brighter, darker = sorted((float(RGB_TO_XYZ[1] @ c) for c in (one, other)), reverse=True)
     return (brighter + 0.05) / (darker + 0.05)
+
+
+def test_both_palettes_have_every_colour() -> None:
+    light, dark = palettes()
+    assert light.keys() == dark.keys()
+    assert len(light) > 20
 
 
 @pytest.mark.parametrize("palette", palettes(), ids=["light", "dark"])

@@ -36,6 +36,10 @@ def contents(run: Run) -> Contents:
     return Contents(run=run, baselines={}, publications=PUBLICATIONS, earlier=())
 
 
+def section(text: str, anchor: str) -> str:
+    return text.split(f'<section id="{anchor}">')[1].split("</section>")[0]
+
+
 def test_the_terminal_s_table_divides_by_unfused() -> None:
     lines = [line.text for line in terminal.table(fusion_run(), concurrency=1, width=100)]
     assert lines[0].split() == ["batch", "unfused", "fused"]
@@ -53,9 +57,11 @@ def test_the_published_call_stands_beside_its_batch_size() -> None:
     text = page(contents(fusion_run()))
     table = text.split('aria-label="Figures by batch size and variant"')[1].split("</table>")[0]
     rows = [re.findall(r">([^<>]+)<", row) for row in table.split("</tr>")]
-    assert "V100 table fusion, infer" in rows[0]
+    assert "V100 table fusion, infer, ms" in rows[0]
     (published,) = (row for row in rows if "9.443" in row)
     assert published[0] == "fused"
+    # What stands in no table above is not spoken of there.
+    assert "DGX A100" not in section(text, "figures")
     # One figure is no line to draw.
     assert "Compute infer, beside" not in text
 

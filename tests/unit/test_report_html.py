@@ -9,6 +9,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+from hpsbench import figures
 from hpsbench.report import charts, comparisons
 from hpsbench.report.contents import Contents
 from hpsbench.report.html import page
@@ -107,7 +108,7 @@ def test_what_to_do_follows_each_outcome(contents: Contents, parsed: Page) -> No
     assert not [hint for hint in hints if hint not in shown]
 
 
-def test_the_published_figures_stand_beside_ours(text: str) -> None:
+def test_the_published_figures_stand_beside_ours(contents: Contents, text: str) -> None:
     row = re.search(r'<th scope="row">hps_tf</th>.*?</tr>', text.split("batch 4096", 1)[1])
     assert row is not None
     cells = re.findall(r"<td[^>]*>([^<]*)</td>", row[0])
@@ -115,7 +116,36 @@ def test_the_published_figures_stand_beside_ours(text: str) -> None:
     assert cells[5:7] == ["1.459", "0.148"]
     assert cells[8:10] == ["1.552", "1.073"]
     assert float(cells[7]) == pytest.approx(1.0, abs=0.1)
-    assert "compare their ratios, never" in text
+    # Thousand samples per second: 2639.175 against 2830.684.
+    assert cells[11:13] == ["2639", "0.932"]
+    measured = figures.figures_of(contents.run)
+    own, native = (measured[v, 4096].samples_per_s for v in ("hps_tf", "native_tf"))
+    assert float(cells[3]) == pytest.approx(own / 1e3, rel=1e-3)
+    assert float(cells[13]) == pytest.approx(own / native, rel=1e-3)
+    assert len(cells) == 14
+
+
+def test_a_published_table_is_headed_by_its_source_its_unit_and_what_it_is_divided_by(
+    text: str,
+) -> None:
+    head = section(text, "figures").split("</thead>")[0]
+    groups = re.findall(r'scope="colgroup"[^>]*>(.*?)</th>', head)
+    assert groups == [
+        "this run",
+        "A100-SXM4-80GB, infer, ms<br>ratios to native_tf_hybrid",
+        "DGX A100, infer, ms<br>ratios to native_tf",
+        "DGX A100, k samples/s<br>ratios to native_tf",
+    ]
+    assert head.count(">published</th>") == head.count(">here</th>") == 3
+
+
+def test_the_page_says_that_only_ratios_compare_and_what_a_throughput_is(text: str) -> None:
+    lead = section(text, "figures").split("<table")[0]
+    assert "of other GPUs: compare their ratios, never their milliseconds or samples" in lead
+    assert "The throughput of DGX A100 is the batch size over its compute infer" in lead
+    alone = section(page(bare(sample_run())), "figures")
+    assert "GPUs" not in alone
+    assert "published" not in alone
 
 
 def test_all_published_figures_are_there(contents: Contents, text: str) -> None:

@@ -12,6 +12,7 @@ import pytest
 from hpsbench import baselines, cli, published
 from hpsbench.baselines import Baseline
 from hpsbench.report.results import results_files
+from hpsbench.report.styles import chart_style
 from hpsbench.runs import baselines_of
 from tests.scripted import baseline_of, measurement
 from tests.scripted_report import sample_run
@@ -63,6 +64,28 @@ def test_a_chart_is_a_picture_of_its_own(files: dict[str, str]) -> None:
             words = [t.text for t in root.iter("{http://www.w3.org/2000/svg}text")]
             assert "batch size" in words
             assert any(str(word).startswith("hps_tf") for word in words)
+
+
+def test_a_chart_has_the_rules_that_it_needs_and_no_others(files: dict[str, str]) -> None:
+    """What only the page's style says must not change a picture."""
+    pictures = [ElementTree.fromstring(text) for name, text in files.items() if ".svg" in name]
+    (style,) = {picture.findtext("{http://www.w3.org/2000/svg}style") for picture in pictures}
+    assert style is not None
+    assert style.startswith(chart_style())
+    style = re.sub(r"/\*.*?\*/", "", style, flags=re.DOTALL)
+    used = {
+        name
+        for picture in pictures
+        for drawn in picture.iter()
+        for name in drawn.get("class", "").split()
+    }
+    ruled = set(re.findall(r"\.([a-z]\w*)", style))
+    # A line of ours is one as any is, and a label a text.
+    assert used - ruled == {"own", "label"}
+    # Others may have a variant that these have not.
+    assert {name for name in ruled - used if not re.fullmatch(r"v\d", name)} == set()
+    defined = set(re.findall(r"--(\w+):", style))
+    assert defined == set(re.findall(r"var\(--(\w+)", style))
 
 
 def test_one_variant_alone_has_no_ratios() -> None:

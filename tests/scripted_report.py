@@ -22,7 +22,9 @@ from hpsbench.runs import Result, Run, combined
 from hpsbench.servers.traces import STAGES
 from hpsbench.session import reference_of
 from hpsbench.stages import StageProfile, StageSummary
-from hpsbench.telemetry import GpuTelemetry, HostTelemetry, Telemetry
+from hpsbench.telemetry import Telemetry
+from hpsbench.telemetry_gpu import GpuTelemetry
+from hpsbench.telemetry_host import HostTelemetry
 from hpsbench.verdict import Outcome, Verdict, judge, vanished
 from hpsbench.workload import row_of
 from tests.scripted import MACHINE, measurement, run_of, verdict

@@ -11,7 +11,9 @@ from hpsbench.report import notation
 from hpsbench.report.elements import Content, Element, element
 from hpsbench.report.tables import plain_table
 from hpsbench.runs import Run
-from hpsbench.telemetry import GpuTelemetry, HostTelemetry, Telemetry
+from hpsbench.telemetry import Telemetry
+from hpsbench.telemetry_gpu import GpuTelemetry
+from hpsbench.telemetry_host import HostTelemetry
 from hpsbench.workload import split_row
 
 GIB = 2**30

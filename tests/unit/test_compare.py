@@ -19,7 +19,7 @@ from hpsbench.report.markdown import comparison_summary
 from hpsbench.telemetry import Recording, Telemetry
 from hpsbench.verdict import Outcome
 from tests.scripted_pairs import FakePairs
-from tests.unit.test_telemetry import IDLE_HOST
+from tests.unit.test_telemetry_host import IDLE_HOST
 
 POLICY = DuetPolicy(launches=2, pairs=10, warm_up=3)
 DLRM = benchmarks_of([("dlrm", 1)])

@@ -23,7 +23,7 @@ from hpsbench.load.interleaved import Participant, no_garbage_collection
 from hpsbench.telemetry import Recording, Telemetry
 from hpsbench.verdict import Outcome
 from tests.scripted_report import duets
-from tests.unit.test_telemetry import IDLE_HOST
+from tests.unit.test_telemetry_host import IDLE_HOST
 
 MS = 1_000_000
 POLICY = DuetPolicy(launches=3, pairs=40, warm_up=3)

@@ -22,6 +22,7 @@ ROOMS = (
     ("models",),
     ("servers",),
     ("load",),
+    ("telemetry_host", "telemetry_gpu"),
     ("stats", "telemetry"),
     ("profiling",),
     ("stages", "load_curve"),

@@ -19,7 +19,8 @@ from hpsbench.measurements import Measurement
 from hpsbench.presets import load_suite
 from hpsbench.servers.traces import STAGES
 from hpsbench.stages import StageProfile, StageSummary
-from hpsbench.telemetry import HostTelemetry, Telemetry
+from hpsbench.telemetry import Telemetry
+from hpsbench.telemetry_host import HostTelemetry
 from hpsbench.verdict import (
     CROWDED_HINT,
     P50_NOISE_THRESHOLD,

@@ -84,7 +84,7 @@ def read(
         fields = json.loads(path.read_text("utf-8"))
     except OSError as error:
         raise BaselineError(f"{path}: {error.strerror}", hint="check the path") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BaselineError(f"{path} is no JSON: {error}", hint=restore) from error
     if not isinstance(fields, dict) or type(fields.get("schema_version")) is not int:
         raise BaselineError(f"{path} has no schema_version", hint=restore)

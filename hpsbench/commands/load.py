@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -121,6 +122,15 @@ def plan_of(given: argparse.Namespace) -> LoadPlan:
     recorded_hz = arrivals.recorded_rate_hz
     if given.slo_ms is not None and not given.slo_ms > 0:
         raise ConfigError(f"--slo-ms {given.slo_ms} cannot be met", hint="give milliseconds")
+    for option, values in (
+        ("--rate", given.rate),
+        ("--duration", [given.duration]),
+        ("--warm-up", [given.warm_up]),
+        ("--slo-ms", [] if given.slo_ms is None else [given.slo_ms]),
+    ):
+        for value in values:
+            if not math.isfinite(value):
+                raise ConfigError(f"{option} {value} has no end", hint="give a finite number")
     try:
         return LoadPlan(
             rates_hz=tuple(given.rate) or ((recorded_hz,) if recorded_hz else ()),

@@ -25,7 +25,7 @@ from hpsbench.duets.resolution import (
     merged,
     with_decisions,
 )
-from hpsbench.duets.selftests import FILE, NOISY_FILE, load, store
+from hpsbench.duets.selftests import FILE, NOISY_FILE, load, require_place, store
 from hpsbench.duets.session import LaunchDone, Pair, PairLaunch, run_duets
 from hpsbench.duets.slowed import BENCHMARK, calibrate, slowed_pair, write_model
 from hpsbench.errors import BaselineError, ConfigError
@@ -177,7 +177,7 @@ def _command(given: argparse.Namespace) -> int:
         return _merge(given.merge, output)
     before = load(output) if given.append and output.exists() else None
     logs = {name: output.with_name(f"{output.stem}-{name}.log") for name in NAMES}
-    output.parent.mkdir(parents=True, exist_ok=True)
+    require_place(output)
     for log in logs.values():
         log.write_bytes(b"")
     with ExitStack() as stack:

@@ -16,9 +16,29 @@ NOISY_FILE = RUNS.parent / "selftest-noisy.json"
 
 
 def store(file: Path, held: SelfTest) -> None:
-    """Write a self-test in place of the one before. Raises OSError."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    storage.write_atomically(file, storage.encode(held, schema_version=SCHEMA_VERSION))
+    """Write a self-test in place of the one before. Raises BaselineError where it cannot be."""
+    require_place(file)
+    try:
+        storage.write_atomically(file, storage.encode(held, schema_version=SCHEMA_VERSION))
+    except OSError as error:
+        raise _unwritable(file, error.strerror or str(error)) from error
+
+
+def require_place(file: Path) -> None:
+    """Make the folder of `file`; raises BaselineError where no file can be."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unwritable(file, f"{file.parent}: {error.strerror or error}") from error
+    if file.is_dir():
+        raise _unwritable(file, "it is a folder")
+
+
+def _unwritable(file: Path, why: str) -> BaselineError:
+    return BaselineError(
+        f"the self-test cannot be stored in {file}: {why}",
+        hint="name a file that can be written with --output FILE",
+    )
 
 
 def load(file: Path) -> SelfTest:

@@ -314,7 +314,7 @@ def parse_configuration(text: str, source: str) -> Configuration:
     """Return what the JSON `text` says; `source` names it in errors. See `read_configuration`."""
     try:
         document = json.loads(text, object_pairs_hook=_without_repeats, parse_constant=_no_constant)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise HpsError(
             f"configuration {source} is no JSON: {error}", hint="mend that place"
         ) from error

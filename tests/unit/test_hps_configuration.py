@@ -334,3 +334,8 @@ def model(**changed):
     return ModelConfiguration(
         **{k: tuple(v) if isinstance(v, list) else v for k, v in {**MODEL, **changed}.items()}
     )
+
+
+def test_a_document_nested_too_deep_is_refused() -> None:
+    with pytest.raises(HpsError, match="no JSON"):
+        parse_configuration("[" * 100_000, "ps.json")

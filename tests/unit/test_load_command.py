@@ -55,3 +55,11 @@ def test_what_is_neither_folder_nor_url_is_told_without_talk_of_revisions(
     said = capsys.readouterr().err
     assert "nofolder is no folder and no URL\n" in said
     assert "revision" not in said
+
+
+@pytest.mark.parametrize("option", ["--rate", "--duration", "--warm-up", "--slo-ms"])
+@pytest.mark.parametrize("value", ["inf", "nan"])
+def test_a_number_without_end_is_refused(option: str, value: str) -> None:
+    arguments = ["load", "repository", "--model", "m", option, value]
+    with pytest.raises(ConfigError, match=option):
+        load_command.plan_of(cli.build_parser().parse_args(arguments))

@@ -167,3 +167,10 @@ def test_a_run_names_the_commit_it_was_measured_at(tmp_path: Path) -> None:
     suite = load_suite("smoke")
     assert runs.new_run(suite, MACHINE, commit=commit).under_test["commit"] == commit
     assert "commit" not in runs.new_run(suite, MACHINE).under_test
+
+
+def test_a_file_nested_too_deep_is_no_run(tmp_path: Path) -> None:
+    path = tmp_path / "deep.json"
+    path.write_text("[" * 100_000)
+    with pytest.raises(BaselineError, match="no JSON"):
+        runs.load(path)

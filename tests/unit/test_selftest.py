@@ -395,3 +395,15 @@ def test_shares_are_written_as_they_are_shown() -> None:
 def test_what_cannot_be_injected_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="--share"):
         parse_shares(text)
+
+
+@pytest.mark.parametrize("place", ["a-file/stored.json", "a-folder"])
+def test_where_no_file_can_be_is_told_before_anything_is_measured(
+    place: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a-file").write_text("")
+    (tmp_path / "a-folder").mkdir()
+    assert cli.main(["selftest", "--output", str(tmp_path / place)]) == 4
+    told = capsys.readouterr().err
+    assert f"cannot be stored in {tmp_path / place}" in told
+    assert "hint: " in told

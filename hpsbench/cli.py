@@ -62,6 +62,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader (`| head`) has seen enough; Python would complain once more as it exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_PASSED
+    except MemoryError as error:
+        print(
+            f"error: not enough memory: {error or 'Python has no more'}\n"
+            "hint: ask for less at once; `hpsbench doctor` tells what a preset needs",
+            file=sys.stderr,
+        )
+        return EXIT_USAGE
 
 
 def _refuse(parser: argparse.ArgumentParser, unknown: Sequence[str]) -> NoReturn:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import errno
 import json
 import os
 import secrets
@@ -32,6 +33,16 @@ class _MismatchError(Exception):
 
     def __init__(self, where: str, what: str) -> None:
         super().__init__(f"{where.lstrip('.') or 'the whole'} {what}")
+
+
+def make_place(file: Path) -> None:
+    """Make the folder of a file that is to be written later. Raises OSError where none can be."""
+    nearest = next(folder for folder in file.absolute().parents if folder.exists())
+    if not nearest.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(nearest))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if file.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(file))
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -106,6 +106,16 @@ def _rebuild_report(given: argparse.Namespace, chosen: Sequence[runs.Run]) -> No
 
 def _show(given: argparse.Namespace) -> int:
     machine = given.machine or this_machine().cls
+    if not given.baselines.is_dir():
+        raise BaselineError(
+            f"{given.baselines} is no folder", hint="name that of the baselines: --baselines DIR"
+        )
+    if given.machine is not None and not (given.baselines / machine).is_dir():
+        known = sorted(p.name for p in given.baselines.iterdir() if p.is_dir())
+        raise BaselineError(
+            f"{given.baselines} has nothing of machine {machine!r}",
+            hint=f"its machines: {', '.join(known) or 'none'}",
+        )
     found = baselines.load(given.baselines, machine)
     if given.ids:
         known = list(found.here.values())

@@ -110,6 +110,8 @@ def _command(given: argparse.Namespace) -> int:
         raise ConfigError(
             f"--answer-tolerance {given.answer_tolerance} allows for nothing", hint="give 0 or more"
         )
+    for path in (given.junit, given.markdown):
+        files.require_place(path)
     options = option_requests(given.shape, models, data=given.data, input_data=given.input_data)
     config = _server_config(given.overrides, given.triton)
     with ExitStack() as stack:

@@ -21,6 +21,7 @@ from hpsbench.load_curve import LoadCurve
 from hpsbench.load_results import LoadResult
 from hpsbench.load_session import LoadPlan, measure_load
 from hpsbench.machine import this_machine
+from hpsbench.report import files
 from hpsbench.report import load as report
 from hpsbench.servers.metadata import read_metadata
 from hpsbench.servers.triton import running_triton
@@ -152,7 +153,8 @@ def _command(given: argparse.Namespace) -> int:
     requests = Requests(
         shapes=parse_shapes(given.shape), data=given.data, input_data=given.input_data
     )
-    LOG.parent.mkdir(parents=True, exist_ok=True)
+    files.require_place(given.json)
+    files.require_place(LOG)
     LOG.write_bytes(b"")
     side = contender(given.source, models=(given.model,), config=ServerConfig(), log=LOG)
     with ExitStack() as stack:

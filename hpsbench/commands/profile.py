@@ -13,7 +13,7 @@ from pathlib import Path
 
 from hpsbench import storage
 from hpsbench.config import environment
-from hpsbench.errors import ConfigError, ReportError
+from hpsbench.errors import ConfigError
 from hpsbench.gate import EXIT_PASSED
 from hpsbench.hps.lookup import ModelTables
 from hpsbench.hps.native.tiers import Tier
@@ -32,6 +32,7 @@ from hpsbench.profiling.stages import (
 )
 from hpsbench.profiling.subject import Subject, configured, generated
 from hpsbench.profiling.tiers import flat_counters, tier_results
+from hpsbench.report import files
 from hpsbench.report import profile as report
 from hpsbench.workspace import workspace
 
@@ -179,21 +180,13 @@ def _fraction(text: str, rule: str, holds: Callable[[float], bool]) -> float:
 
 def _command(given: argparse.Namespace) -> int:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    if given.json is not None and not given.json.parent.is_dir():
-        # Before minutes of measuring, not after.
-        raise ReportError(f"{given.json.parent} is no folder", hint="make it, or name another file")
+    files.require_place(given.json)
     with ExitStack() as stack:
         subject = _subject(given, stack)
         profile = _profile(given, subject)
     print("\n".join(report.lines(profile)))
     if given.json is not None:
-        try:
-            text = storage.encode(profile, schema_version=SCHEMA_VERSION)
-            storage.write_atomically(given.json, text)
-        except OSError as error:
-            raise ReportError(
-                f"{given.json} cannot be written: {error.strerror}", hint="name another file"
-            ) from error
+        files.write(given.json, storage.encode(profile, schema_version=SCHEMA_VERSION))
         print(f"wrote {given.json}", file=sys.stderr)
     return EXIT_PASSED
 

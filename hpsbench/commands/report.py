@@ -8,6 +8,7 @@ from pathlib import Path
 
 from hpsbench import baselines, published
 from hpsbench.commands.run_options import add_baselines, add_runs, chosen_runs
+from hpsbench.errors import BaselineError
 from hpsbench.gate import EXIT_PASSED
 from hpsbench.machine import this_machine
 from hpsbench.report import files, html, junit, markdown
@@ -43,6 +44,11 @@ def add_arguments(report: argparse.ArgumentParser) -> None:
 def _report(given: argparse.Namespace) -> int:
     if given.results is not None:
         every = baselines.load_every(given.baselines)
+        if not every:
+            raise BaselineError(
+                f"{given.baselines} has no baselines, so there are no results to write",
+                hint="name their folder: --baselines DIR",
+            )
         for name, text in results_files(every, published.load(given.baselines)).items():
             files.write(given.results / name, text)
             print(f"wrote {given.results / name}", file=sys.stderr)

@@ -20,7 +20,7 @@ def add_request_options(
     """
     group = parser.add_argument_group("requests")
     one_size = {
-        "type": int,
+        "type": _at_least_one,
         "default": 1,
         "metavar": "N",
         "help": "samples of a request (default: %(default)s)",
@@ -41,7 +41,7 @@ def add_request_options(
     )
     group.add_argument(
         "--input-data",
-        type=Path,
+        type=_file,
         metavar="FILE",
         help="requests out of perf_analyzer's JSON, in place of made-up values",
     )
@@ -51,3 +51,21 @@ def add_request_options(
         default=PROTOCOLS[0],
         help="how requests travel (default: %(default)s)",
     )
+
+
+def _at_least_one(text: str) -> int:
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is no whole number from 1")
+    return number
+
+
+def _file(text: str) -> Path:
+    # Before servers start, not after.
+    path = Path(text)
+    if not path.is_file():
+        raise argparse.ArgumentTypeError(f"{text} is no file")
+    return path

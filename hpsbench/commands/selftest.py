@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import random
 import secrets
+import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -27,7 +28,13 @@ from hpsbench.duets.resolution import (
 )
 from hpsbench.duets.selftests import FILE, NOISY_FILE, load, require_place, store
 from hpsbench.duets.session import LaunchDone, Pair, PairLaunch, run_duets
-from hpsbench.duets.slowed import BENCHMARK, calibrate, slowed_pair, write_model
+from hpsbench.duets.slowed import (
+    BENCHMARK,
+    Recalibrated,
+    calibrate,
+    slowed_pair,
+    write_model,
+)
 from hpsbench.errors import BaselineError, ConfigError
 from hpsbench.gate import EXIT_NO_VERDICT, EXIT_PASSED
 from hpsbench.machine import this_machine
@@ -37,6 +44,8 @@ from hpsbench.verdict import Outcome
 from hpsbench.workspace import workspace
 
 SESSIONS, QUICK_SESSIONS = 10, 3
+#: Decisions; a calibration takes as long as one.
+CALIBRATED_EVERY = 8
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -168,6 +177,7 @@ def parse_shares(text: str) -> tuple[float, ...]:
 
 
 def _command(given: argparse.Namespace) -> int:
+    _require_one_task(given)
     sessions = given.sessions or (QUICK_SESSIONS if given.quick else SESSIONS)
     if sessions < 1 or given.sessions == 0:
         raise ConfigError(f"--sessions {given.sessions} measures nothing", hint="give 1 or more")
@@ -186,6 +196,11 @@ def _command(given: argparse.Namespace) -> int:
         config = ServerConfig()
         # Before the neighbours come: they shall disturb requests, not choose their length.
         found = calibrate(folder, config, logs)
+        calibrated = Recalibrated(
+            found,
+            lambda: calibrate(folder, config, logs),
+            every=CALIBRATED_EVERY if not given.noisy else sys.maxsize,
+        )
         seed = secrets.randbelow(2**20)
         neighbours = 0
         if given.noisy:
@@ -202,13 +217,32 @@ def _command(given: argparse.Namespace) -> int:
         )
         _require_alike(output, before, empty)
         return _measure(
-            lambda share: slowed_pair(folder, config, found, share, logs),
+            lambda share: slowed_pair(folder, config, calibrated(), share, logs),
             empty,
             before.decisions if before else (),
             sessions=sessions,
             shares=shares,
             seed=seed,
             output=output,
+        )
+
+
+def _require_one_task(given: argparse.Namespace) -> None:
+    measuring = {
+        "--sessions": given.sessions is not None,
+        "--quick": given.quick,
+        "--share": given.share is not None,
+        "--append": given.append,
+    }
+    asked = [option for option, is_given in measuring.items() if is_given]
+    if given.merge and asked:
+        raise ConfigError(
+            f"--merge measures nothing, and {asked[0]} says what to measure",
+            hint="leave one of them out",
+        )
+    if given.quick and given.sessions is not None:
+        raise ConfigError(
+            "--quick and --sessions both say how many decisions", hint="leave one of them out"
         )
 
 

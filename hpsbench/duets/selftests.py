@@ -21,22 +21,20 @@ def store(file: Path, held: SelfTest) -> None:
     try:
         storage.write_atomically(file, storage.encode(held, schema_version=SCHEMA_VERSION))
     except OSError as error:
-        raise _unwritable(file, error.strerror or str(error)) from error
+        raise _unwritable(file, error) from error
 
 
 def require_place(file: Path) -> None:
     """Make the folder of `file`; raises BaselineError where no file can be."""
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
+        storage.make_place(file)
     except OSError as error:
-        raise _unwritable(file, f"{file.parent}: {error.strerror or error}") from error
-    if file.is_dir():
-        raise _unwritable(file, "it is a folder")
+        raise _unwritable(file, error) from error
 
 
-def _unwritable(file: Path, why: str) -> BaselineError:
+def _unwritable(file: Path, error: OSError) -> BaselineError:
     return BaselineError(
-        f"the self-test cannot be stored in {file}: {why}",
+        f"the self-test cannot be stored in {file}: {error.filename}: {error.strerror or error}",
         hint="name a file that can be written with --output FILE",
     )
 

@@ -24,6 +24,16 @@ def write(path: Path, text: str) -> None:
         raise _refused(path, error) from error
 
 
+def require_place(path: Path | None) -> None:
+    """Raise ReportError now where no report could be written later; None is not asked for."""
+    if path is None or (path.exists() and not path.is_dir()):
+        return
+    try:
+        storage.make_place(path)
+    except OSError as error:
+        raise _refused(path, error) from error
+
+
 def append(path: Path, text: str) -> None:
     """Add a report to what a file holds. Raises ReportError when it cannot be written."""
     try:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from statistics import fmean
+
 from hpsbench.duets.decision import DuetPolicy
 from hpsbench.duets.resolution import Decision, Rate, Resolution, SelfTest
 
@@ -39,8 +41,9 @@ def summary(selftest: SelfTest) -> list[str]:
     return [
         "",
         f"found slower, with the {selftest.confidence:.0%} interval of the rate:",
-        f"{'injected':>8}  {'duet':<24}  {'mean:5% (pytest-benchmark)':<26}  others of the duet",
-        *map(_row, selftest.resolutions),
+        f"{'injected':>8}  {'p10 seen':>8}  {'duet':<24}  {'mean:5% (pytest-benchmark)':<26}  "
+        "others of the duet",
+        *(_row(row, _seen(row, selftest)) for row in selftest.resolutions),
         "",
         f"a decision took {selftest.total_s:.1f} s, of which {selftest.measure_s:.1f} s were "
         f"requests (medians; {selftest.longest_measure_s:.1f} s at most)",
@@ -57,7 +60,14 @@ def quotation(selftest: SelfTest) -> str:
     return f"found slower by this machine's selftest of {selftest.recorded_at[:10]}{noisy}: {found}"
 
 
-def _row(row: Resolution) -> str:
+def _seen(row: Resolution, selftest: SelfTest) -> str:
+    changes = [
+        d.change for d in selftest.decisions if d.injected == row.injected and d.change is not None
+    ]
+    return f"{fmean(changes):+.1%}" if changes else "-"
+
+
+def _row(row: Resolution, seen: str) -> str:
     counts = {
         "INCONCLUSIVE": row.inconclusive,
         "IMPROVED": row.improved,
@@ -65,7 +75,7 @@ def _row(row: Resolution) -> str:
     }
     others = ", ".join(f"{n} {outcome}" for outcome, n in counts.items() if n)
     cells = f"{_rate(row.regressed):<24}  {_rate(row.mean_rule):<26}"
-    return f"{share_name(row.injected):>8}  {cells}  {others or '-'}"
+    return f"{share_name(row.injected):>8}  {seen:>8}  {cells}  {others or '-'}"
 
 
 def _rate(rate: Rate) -> str:

@@ -29,7 +29,7 @@ from hpsbench.duets.resolution import (
     resolutions,
 )
 from hpsbench.duets.session import Pair
-from hpsbench.duets.slowed import Calibration, calibration
+from hpsbench.duets.slowed import Calibration, Recalibrated, calibration
 from hpsbench.errors import ConfigError, RequestError
 from hpsbench.load.interleaved import Participant, no_garbage_collection
 from hpsbench.report import resolution as report
@@ -197,6 +197,13 @@ def test_a_slow_host_gets_longer_requests_and_a_senseless_one_an_error() -> None
         calibration({100: 900_000, 300: 900_000})
 
 
+def test_a_calibration_is_made_anew_every_so_often() -> None:
+    made = [Calibration(steps=n, step_ns=5000.0, request_ns=2 * MS) for n in (300, 310, 320)]
+    later = iter(made[1:])
+    calibrated = Recalibrated(made[0], lambda: next(later), every=2)
+    assert [calibrated().steps for _ in range(6)] == [300, 300, 310, 310, 320, 320]
+
+
 def test_the_words_of_a_self_test(found: list[Decision]) -> None:
     assert report.introduction(
         POLICY, machine="cpu-test-2c", request_ns=2_040_000, decisions=8
@@ -214,11 +221,12 @@ def test_the_words_of_a_self_test(found: list[Decision]) -> None:
     assert report.summary(result(found)) == [
         "",
         "found slower, with the 95% interval of the rate:",
-        "injected  duet                      mean:5% (pytest-benchmark)  others of the duet",
-        "     A/A  0 of 2 (0% to 84%)        0 of 2 (0% to 84%)          -",
-        "     +5%  2 of 2 (16% to 100%)      0 of 2 (0% to 84%)          -",
-        "    +10%  2 of 2 (16% to 100%)      2 of 2 (16% to 100%)        -",
-        "    +20%  2 of 2 (16% to 100%)      2 of 2 (16% to 100%)        -",
+        "injected  p10 seen  duet                      mean:5% (pytest-benchmark)  others of the "
+        "duet",
+        "     A/A     +0.0%  0 of 2 (0% to 84%)        0 of 2 (0% to 84%)          -",
+        "     +5%     +4.8%  2 of 2 (16% to 100%)      0 of 2 (0% to 84%)          -",
+        "    +10%     +9.6%  2 of 2 (16% to 100%)      2 of 2 (16% to 100%)        -",
+        "    +20%    +19.2%  2 of 2 (16% to 100%)      2 of 2 (16% to 100%)        -",
         "",
         "a decision took 4.2 s, of which 0.2 s were requests (medians; 0.2 s at most)",
     ]
@@ -332,7 +340,7 @@ def test_decisions_of_some_shares_are_collected_in_several_goes(
     assert [row.regressed.of for row in held.resolutions] == [2, 5]
     assert held.request_ns == 2 * MS
     # The summary is of all that the file holds.
-    assert "     +5%  0 of 5 " in capsys.readouterr().out
+    assert "     +5%         -  0 of 5 " in capsys.readouterr().out
     assert cli.main(["selftest", "--sessions", "1", "--share", "A/A"]) == 0
     assert len(selftests.load(selftests.FILE).decisions) == 1
 
@@ -356,7 +364,7 @@ def test_copies_write_their_own_files_and_are_merged(
     assert selftests.load(selftests.FILE).resolutions[0].regressed.of == 4
     out = capsys.readouterr().out.splitlines()
     assert out[-1] == "stored .hpsbench/selftest.json, of 2 files"
-    assert any(line.startswith("     A/A  0 of 4 (0% to 60%)") for line in out)
+    assert any(line.startswith("     A/A         -  0 of 4 (0% to 60%)") for line in out)
 
 
 def test_noise_is_counted_apart_from_quiet(

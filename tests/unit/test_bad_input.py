@@ -1,0 +1,73 @@
+"""What a command cannot use it refuses before it measures: what is wrong, and what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from hpsbench import cli
+
+Refused = Callable[..., str]
+
+
+@pytest.fixture
+def refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Refused:
+    """Return a function that runs a command in a folder with `file` and `folder`: its error."""
+    monkeypatch.chdir(tmp_path)
+    Path("file").touch()
+    Path("folder").mkdir()
+
+    def run(*arguments: str) -> str:
+        try:
+            code = cli.main(arguments)
+        except SystemExit as left:
+            code = int(left.code or 0)
+        said = capsys.readouterr()
+        assert (code, said.out) == (4, "")
+        assert "\nhint: " in said.err
+        assert {path.name for path in tmp_path.iterdir()} <= {"file", "folder", ".hpsbench"}
+        return said.err
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        ("baseline show --baselines absent", "absent is no folder"),
+        ("baseline show --baselines folder --machine x", "folder has nothing of machine 'x'"),
+        ("report --baselines folder --results out", "folder has no baselines, so there are no re"),
+        ("selftest --merge file --sessions 5", "--merge measures nothing, and --sessions says"),
+        ("selftest --merge file --append", "--merge measures nothing, and --append says"),
+        ("selftest --quick --sessions 5", "--quick and --sessions both say how many decisions"),
+        ("load folder --model m --json file/x.json", "report file/x.json: Not a directory"),
+        ("load folder --model m --json folder", "cannot write the report folder: Is a directory"),
+        ("load folder --model m --batch-size 0", "--batch-size: 0 is no whole number from 1"),
+        ("load folder --model m --input-data absent", "--input-data: absent is no file"),
+        (
+            "compare --baseline folder --candidate folder --model m --junit folder",
+            "cannot write the report folder: Is a directory",
+        ),
+        (
+            "compare --baseline folder --candidate folder --model m --input-data folder",
+            "--input-data: folder is no file",
+        ),
+    ],
+)
+def test_what_cannot_be_used_is_refused(refused: Refused, arguments: str, problem: str) -> None:
+    assert problem in refused(*arguments.split())
+
+
+def test_a_file_where_the_log_belongs_is_named(refused: Refused) -> None:
+    Path(".hpsbench").touch()
+    told = refused("load", "folder", "--model", "m")
+    assert ".hpsbench/load.log: Not a directory" in told
+
+
+def test_memory_that_is_not_there_is_no_traceback(refused: Refused) -> None:
+    told = refused("profile", "--rows", "1000000000000000", "--dim", "128")
+    assert told.startswith("error: not enough memory: ")

@@ -1,4 +1,4 @@
-"""A command among others, or an action of one, as argparse has it."""
+"""Commands, actions of one, and numbers of their options, as argparse has them."""
 
 from __future__ import annotations
 
@@ -16,3 +16,23 @@ def add_command(
     parser = commands.add_parser(name, help=purpose, description=sentence)
     parser.set_defaults(parser=parser)
     return parser
+
+
+def positive(text: str) -> int:
+    """Return an option's whole number from 1. Raises ArgumentTypeError for anything else."""
+    return _number(text, 1)
+
+
+def whole(text: str) -> int:
+    """Return an option's whole number from 0. Raises ArgumentTypeError for anything else."""
+    return _number(text, 0)
+
+
+def _number(text: str, low: int) -> int:
+    try:
+        number = int(text)
+    except ValueError:
+        number = low - 1
+    if number < low:
+        raise argparse.ArgumentTypeError(f"{text} is no whole number from {low}")
+    return number

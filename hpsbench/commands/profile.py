@@ -12,6 +12,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from hpsbench import storage
+from hpsbench.commands.parsers import positive, whole
 from hpsbench.config import environment
 from hpsbench.errors import ConfigError
 from hpsbench.gate import EXIT_PASSED
@@ -52,12 +53,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--table", metavar="NAME", help="one table of the model (default: all)")
     what.add_argument(
         "--rows",
-        type=_positive,
+        type=positive,
         metavar="N",
         help=f"without --config: rows of a made-up table with scattered keys (default: {_ROWS})",
     )
     what.add_argument(
-        "--dim", type=_positive, metavar="D", help=f"values of its rows (default: {_DIM})"
+        "--dim", type=positive, metavar="D", help=f"values of its rows (default: {_DIM})"
     )
     keys = parser.add_argument_group("keys").add_mutually_exclusive_group()
     keys.add_argument(
@@ -95,7 +96,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     drawing.add_argument(
         "--hot-keys",
-        type=_positive,
+        type=positive,
         default=100,
         metavar="N",
         help="of hot: how many keys are hot (default: %(default)s)",
@@ -109,21 +110,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     ):
         shape.add_argument(
             option,
-            type=_positive,
+            type=positive,
             default=default,
             metavar="N",
             help=f"{text} (default: {default})",
         )
     shape.add_argument(
         "--warm-up",
-        type=_whole,
+        type=whole,
         default=50,
         metavar="N",
         help="calls of each stage before, which are not counted (default: %(default)s)",
     )
     shape.add_argument(
         "--seed",
-        type=_whole,
+        type=whole,
         default=0,
         metavar="N",
         help="seed of keys and rows (default: %(default)s)",
@@ -140,24 +141,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--json", type=Path, metavar="FILE", help="write all figures there, in nanoseconds"
     )
     parser.set_defaults(command=_command)
-
-
-def _positive(text: str) -> int:
-    return _number(text, 1)
-
-
-def _whole(text: str) -> int:
-    return _number(text, 0)
-
-
-def _number(text: str, low: int) -> int:
-    try:
-        number = int(text)
-    except ValueError:
-        number = low - 1
-    if number < low:
-        raise argparse.ArgumentTypeError(f"{text} is no whole number from {low}")
-    return number
 
 
 def _share(text: str) -> float:

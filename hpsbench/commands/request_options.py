@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from hpsbench.commands.parsers import positive
 from hpsbench.config import PROTOCOLS
 from hpsbench.load.inputs import DATA
 
@@ -20,7 +21,7 @@ def add_request_options(
     """
     group = parser.add_argument_group("requests")
     one_size = {
-        "type": _at_least_one,
+        "type": positive,
         "default": 1,
         "metavar": "N",
         "help": "samples of a request (default: %(default)s)",
@@ -51,16 +52,6 @@ def add_request_options(
         default=PROTOCOLS[0],
         help="how requests travel (default: %(default)s)",
     )
-
-
-def _at_least_one(text: str) -> int:
-    try:
-        number = int(text)
-    except ValueError:
-        number = 0
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is no whole number from 1")
-    return number
 
 
 def _file(text: str) -> Path:

@@ -1,4 +1,4 @@
-"""`hpsbench profile`: which keys are asked, that every call counts, and what is refused."""
+"""`hpsbench profile`: which keys are asked, what tiers tell, and what is refused."""
 
 from __future__ import annotations
 
@@ -8,11 +8,9 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -26,7 +24,6 @@ from hpsbench.hps.native import build
 from hpsbench.hps.native.tiers import Tier
 from hpsbench.hps.sparse_model import write_sparse_model
 from hpsbench.profiling.batches import Batch, Stream, batches, read_histogram, read_keys
-from hpsbench.profiling.rounds import ask_in_turn
 from hpsbench.profiling.stages import TierLookup
 from hpsbench.profiling.subject import configured, generated
 from hpsbench.profiling.tiers import flat_counters, tier_results
@@ -144,72 +141,6 @@ def test_a_generated_table_has_rows_under_scattered_keys(tmp_path: Path) -> None
     assert table.rows.shape == (1000, 6)
     assert len(np.unique(table.keys)) == 1000
     assert not np.array_equal(np.sort(table.keys), table.keys)
-
-
-class Sleeper:
-    """A stage that takes as long as it is told, and knows what it was asked."""
-
-    meaning = "sleeps"
-
-    def __init__(self, name: str, seconds: float) -> None:
-        self.name = name
-        self.seconds = seconds
-        self.asked: list[int] = []
-        self.threads: set[int] = set()
-
-    def prepare(self, batch: Batch) -> int:
-        return int(batch.keys[0][0])
-
-    def size(self, batch: Batch) -> tuple[int, int]:
-        return 10, 640
-
-    def ask(self, prepared: Any) -> object:
-        time.sleep(self.seconds)
-        self.asked.append(prepared)
-        self.threads.add(threading.get_ident())
-        return None
-
-
-def numbered() -> Any:
-    for i in itertools.count():
-        yield Batch(keys=(np.array([i]),), rows=(np.array([i]),))
-
-
-@pytest.mark.parametrize("threads", [1, 3])
-def test_every_call_of_every_thread_is_timed_after_the_warm_up(threads: int) -> None:
-    slow, fast = Sleeper("slow", 0.004), Sleeper("fast", 0.001)
-    asked = ask_in_turn(
-        [slow, fast],
-        numbered(),
-        iterations=12,
-        warm_up=2,
-        threads=threads,
-        counters=lambda: {("t", "keys"): len(slow.asked), ("t", "late"): len(fast.asked)},
-    )
-    for stage in (slow, fast):
-        assert len(asked[stage.name].times_ns) == 12 * threads
-        assert len(stage.asked) == 12 * threads + 2
-        assert asked[stage.name].keys == 120 * threads
-        assert asked[stage.name].row_bytes == 7680 * threads
-        assert asked[stage.name].times_ns.min() >= stage.seconds * 1e9
-        # Threads sleep at the same time.
-        assert asked[stage.name].elapsed_ns < 1.5 * asked[stage.name].times_ns.sum() / threads
-    assert len(set(slow.asked + fast.asked)) == len(slow.asked + fast.asked), "no batch twice"
-    assert asked["slow"].counted == {("t", "keys"): 12 * threads, ("t", "late"): 0}
-    assert asked["fast"].counted == {("t", "keys"): 0, ("t", "late"): 12 * threads}
-
-
-def test_a_stage_that_fails_ends_the_profile_at_once() -> None:
-    class Fails(Sleeper):
-        def ask(self, prepared: Any) -> object:
-            if len(self.asked) == 5:
-                raise RuntimeError("gone")
-            return super().ask(prepared)
-
-    stage = Fails("fails", 0.001)
-    with pytest.raises(RuntimeError, match="gone"):
-        ask_in_turn([stage], numbered(), iterations=100, warm_up=0, threads=2, counters=dict)
-    assert len(stage.asked) <= 6, "the other thread's last call"
 
 
 def test_tiers_are_told_by_what_the_counters_rose() -> None:

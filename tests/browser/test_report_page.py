@@ -14,7 +14,9 @@ from tests.scripted_report import every_outcome, noisy
 
 pytestmark = [
     pytest.mark.browser,
-    pytest.mark.skipif(find_chromium() is None, reason="no Chromium: apt-get install chromium"),
+    pytest.mark.skipif(
+        find_chromium() is None, reason="no Chromium: apt-get install chromium, as CI does"
+    ),
 ]
 
 #: What a browser says when something is wrong, or when somebody prints from a script.

@@ -14,7 +14,9 @@ FLOWS = Path(__file__).with_name("keras_flows.py")
 @pytest.mark.parametrize(("legacy", "version"), [("0", "Keras 3"), ("1", "Keras 2")])
 def test_programs_run_under(legacy, version):
     if legacy == "1" and importlib.util.find_spec("tf_keras") is None:
-        pytest.skip("Keras 2 is not installed: pip install --no-deps 'tf-keras==2.21.*'")
+        pytest.skip(
+            "Keras 2 is not installed: pip install --no-deps 'tf-keras==2.21.*', as CI does"
+        )
     result = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", FLOWS],
         env={**os.environ, "TF_USE_LEGACY_KERAS": legacy},

@@ -42,7 +42,10 @@ def is_there(need: str | None) -> bool:
 
 def tier(name: str) -> Any:
     return pytest.param(
-        name, marks=pytest.mark.skipif(not is_there(NEEDS[name]), reason=f"needs {NEEDS[name]}")
+        name,
+        marks=pytest.mark.skipif(
+            not is_there(NEEDS[name]), reason=f"needs {NEEDS[name]}, as CI has"
+        ),
     )
 
 

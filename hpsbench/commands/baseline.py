@@ -111,10 +111,10 @@ def _show(given: argparse.Namespace) -> int:
             f"{given.baselines} is no folder", hint="name that of the baselines: --baselines DIR"
         )
     if given.machine is not None and not (given.baselines / machine).is_dir():
-        known = sorted(p.name for p in given.baselines.iterdir() if p.is_dir())
+        machines = sorted(p.name for p in given.baselines.iterdir() if p.is_dir())
         raise BaselineError(
             f"{given.baselines} has nothing of machine {machine!r}",
-            hint=f"its machines: {', '.join(known) or 'none'}",
+            hint=f"its machines: {', '.join(machines) or 'none'}",
         )
     found = baselines.load(given.baselines, machine)
     if given.ids:

@@ -163,7 +163,7 @@ def test_a_cached_lookup_is_faster_than_tensorflow(lookups, batch_size, capsys, 
             assert ratio <= SMALL_RATIO_LIMIT
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def cached_share(folder, lookups) -> Iterator[Callable[[tf.Tensor], tf.Tensor]]:
     """Lookups in a cache of a share of the rows, besides the whole tables."""
     model = ModelConfiguration(

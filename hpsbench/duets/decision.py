@@ -2,8 +2,10 @@
 
 A duet is a session of several launches; in each, a fresh pair of servers is asked in turn, one
 request at a time. A percentile of all launches' requests together, candidate over baseline, is
-one session's change. Beyond its limit a second session, of fresh servers again, has to confirm it
-by itself: half the limit alone, and the limit together with the first.
+one session's change. Beyond half its limit a second session is asked, of fresh servers again, and
+the limit is held against both together, for twice the launches are what tells a change of the
+limit's size from noise. Each must show half of it by itself, and so must half of the launches:
+neither one freak session decides anything, nor a few launches on a machine that was busy meanwhile.
 """
 
 from __future__ import annotations
@@ -22,8 +24,12 @@ from hpsbench.verdict import P50_NOISE_THRESHOLD, Outcome, Verdict
 BASELINE = "baseline"
 CANDIDATE = "candidate"
 
-#: The least share of the limit that a confirming session must show on its own.
-CONFIRMING_SHARE = 0.5
+#: The least share of the limit that each session must show on its own.
+ALONE_SHARE = 0.5
+#: The least share of all launches that must show so much themselves, by percentile. A few launches
+#: on a machine that was fast for them make up most of the fastest tenth; and requests beside a busy
+#: neighbour are fast or slow, so that p50 falls on either side by chance.
+AGREEING_SHARE = {10: 0.5, 50: 0.75}
 #: Fewer requests than this leave p99 to a handful of outliers.
 P99_MIN_REQUESTS = 3000
 
@@ -42,9 +48,9 @@ class DuetPolicy:
     Raises ValueError for what measures nothing.
     """
 
-    launches: int = 8
-    pairs: int = 64
-    warm_up: int = 25
+    launches: int = 10
+    pairs: int = 40
+    warm_up: int = 10
     limit_p10: float = 0.03
     limit_p50: float = P50_NOISE_THRESHOLD
 
@@ -80,6 +86,10 @@ class DuetLaunch:
         """Return the candidate's `q`-th percentile over the baseline's."""
         return _ratio(self.baseline_ns, self.candidate_ns, q)
 
+    def shift(self, q: float) -> float:
+        """Return the log of that ratio."""
+        return math.log(self.ratio(q))
+
 
 @dataclass(frozen=True, kw_only=True)
 class DuetSession:
@@ -112,9 +122,9 @@ def pooled(sessions: Sequence[DuetSession]) -> DuetSession:
 
 
 def needs_confirmation(first: DuetSession, policy: DuetPolicy) -> bool:
-    """Return whether a first session shows a change, slower or faster, that must be confirmed."""
+    """Return whether a first session leaves a change possible, slower or faster."""
     return first.invalid is None and any(
-        abs(first.shift(q)) > limit for q, limit in policy.limits.items()
+        abs(first.shift(q)) > _alone(limit) for q, limit in policy.limits.items()
     )
 
 
@@ -134,10 +144,7 @@ def judge_duet(sessions: Sequence[DuetSession], policy: DuetPolicy, *, name: str
         )
     if len(sessions) != 1 + needs_confirmation(sessions[0], policy):
         raise ValueError(f"{len(sessions)} sessions are not what the first asked for")
-    outcomes = {
-        q: _outcome([s.shift(q) for s in sessions], both.shift(q), limit)
-        for q, limit in policy.limits.items()
-    }
+    outcomes = {q: _outcome(sessions, both, q, limit) for q, limit in policy.limits.items()}
     outcome = min(outcomes.values(), key=list(Outcome).index)
     return Verdict(
         outcome=outcome,
@@ -151,18 +158,31 @@ def judge_duet(sessions: Sequence[DuetSession], policy: DuetPolicy, *, name: str
     )
 
 
-def _outcome(shifts: Sequence[float], together: float, limit: float) -> Outcome:
-    first, *second = shifts
-    if second and first > limit and _confirmed(second[0], together, limit):
-        return Outcome.REGRESSED
-    if second and first < -limit and _confirmed(-second[0], -together, limit):
-        return Outcome.IMPROVED
+def _outcome(sessions: Sequence[DuetSession], both: DuetSession, q: int, limit: float) -> Outcome:
+    for sign, outcome in ((1, Outcome.REGRESSED), (-1, Outcome.IMPROVED)):
+        if _shown(sessions, both, q, limit, sign) and _launches_agree(both, q, limit, sign):
+            return outcome
     # What may be faster need not be known; what may be slower must.
-    return Outcome.INCONCLUSIVE if max(first, together) > limit else Outcome.PASS
+    slowest = max(sessions[0].shift(q), both.shift(q))
+    return Outcome.INCONCLUSIVE if slowest > limit else Outcome.PASS
 
 
-def _confirmed(second: float, together: float, limit: float) -> bool:
-    return together > limit and second > math.log1p(CONFIRMING_SHARE * math.expm1(limit))
+def _shown(
+    sessions: Sequence[DuetSession], both: DuetSession, q: int, limit: float, sign: int
+) -> bool:
+    """Return whether each session shows a change, which one alone does not, and both `limit`."""
+    return sign * both.shift(q) > limit and all(
+        sign * session.shift(q) > _alone(limit) for session in sessions
+    )
+
+
+def _launches_agree(both: DuetSession, q: int, limit: float, sign: int) -> bool:
+    agreeing = sum(sign * launch.shift(q) > _alone(limit) for launch in both.launches)
+    return agreeing >= AGREEING_SHARE[q] * len(both.launches)
+
+
+def _alone(limit: float) -> float:
+    return math.log1p(ALONE_SHARE * math.expm1(limit))
 
 
 def _text(
@@ -190,11 +210,23 @@ def _text(
     parts.append(f"p99 {math.expm1(both.shift(99)):+.1%} (not judged{few})")
     plural = "" if len(both.launches) == 1 else "es"
     counted = f"{len(both.launches)} launch{plural} of {policy.pairs} pairs"
-    unconfirmed = len(sessions) > 1 and not {Outcome.REGRESSED, Outcome.IMPROVED}.intersection(
-        outcomes.values()
-    )
-    doubt = "; the second session did not confirm the first" if unconfirmed else ""
-    return f"{name}: {', '.join(parts)}; {counted}{doubt}"
+    return f"{name}: {', '.join(parts)}; {counted}{_doubt(sessions, both, policy, outcomes)}"
+
+
+def _doubt(
+    sessions: Sequence[DuetSession],
+    both: DuetSession,
+    policy: DuetPolicy,
+    outcomes: dict[int, Outcome],
+) -> str:
+    """Return why a change beyond a limit does not count; empty where one counts, or none is."""
+    if len(sessions) < 2 or {Outcome.REGRESSED, Outcome.IMPROVED}.intersection(outcomes.values()):
+        return ""
+    for q, limit in policy.limits.items():
+        if any(_shown(sessions, both, q, limit, sign) for sign in (1, -1)):
+            return f"; too few launches agree on p{q}"
+    beyond = any(abs(sessions[0].shift(q)) > limit for q, limit in policy.limits.items())
+    return "; the second session did not confirm the first" if beyond else ""
 
 
 def _moved(both: DuetSession, outcome: Outcome) -> str:

@@ -15,7 +15,7 @@ _PERCENTILES = (10, 50, 99)
 #: The columns of `figures`.
 FIGURES = "  baseline p10, ms  candidate p10, ms      p10      p50      p99"
 HEADER = f"session  launch{FIGURES}"
-CONFIRMING = "a change shows: a second session, of fresh servers, has to confirm it by itself"
+CONFIRMING = "a change may show: a second session, of fresh servers, has to show it as well"
 
 
 class OneDuet:

@@ -51,8 +51,8 @@ class ManyDuets:
         if done.confirm:
             lines += [
                 "",
-                f"a change shows in {_names(done.confirm)}: a second session, of fresh servers, "
-                "has to confirm it by itself",
+                f"a change may show in {_names(done.confirm)}: a second session, of fresh servers, "
+                "has to show it as well",
             ]
         return lines
 

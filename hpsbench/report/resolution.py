@@ -17,7 +17,7 @@ def introduction(
         *([f"neighbours {neighbours}, in bursts"] if neighbours else []),
         f"request    {request_ns / 1e6:.2f} ms",
         f"decisions  {decisions}, each of {policy.launches} launches of {policy.pairs} pairs, and "
-        "as many again where a change must be confirmed",
+        "as many again where a change may show",
         "",
     ]
 

@@ -317,8 +317,7 @@ def test_the_lines_stay_few_and_put_the_worst_first() -> None:
     ]
     assert [line.split()[0] for line in lines[11:14]] == ["rank-b8", "rank-b64", "dlrm-b8"]
     assert lines[15] == (
-        "a change shows in rank-b64: a second session, of fresh servers, "
-        "has to confirm it by itself"
+        "a change may show in rank-b64: a second session, of fresh servers, has to show it as well"
     )
     told = lines[-7:]
     assert [line.split(":")[0] for line in told] == [

@@ -6,7 +6,6 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
-import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
@@ -58,8 +57,8 @@ def swapped(given: DuetSession) -> DuetSession:
     )
 
 
-@pytest.mark.parametrize("slower", [0.0, 0.029, -0.029])
-def test_a_change_within_the_limit_passes_at_once(slower: float) -> None:
+@pytest.mark.parametrize("slower", [0.0, 0.0149, -0.0147])
+def test_a_change_within_half_the_limit_passes_at_once(slower: float) -> None:
     assert not needs_confirmation(session(slower), POLICY)
     verdict = judge(session(slower))
     assert verdict.outcome is Outcome.PASS
@@ -68,10 +67,25 @@ def test_a_change_within_the_limit_passes_at_once(slower: float) -> None:
 
 
 def test_a_pass_says_what_was_found_and_how_much_was_asked() -> None:
-    assert judge(session(0.02)).text == (
-        "dlrm: p10 2.0% slower (limit 3.0%), p50 2.0% slower (limit 10.0%), "
-        "p99 +2.0% (not judged, of only 80 requests); 4 launches of 20 pairs"
+    assert judge(session(0.01)).text == (
+        "dlrm: p10 1.0% slower (limit 3.0%), p50 1.0% slower (limit 10.0%), "
+        "p99 +1.0% (not judged, of only 80 requests); 4 launches of 20 pairs"
     )
+
+
+@pytest.mark.parametrize("slower", [0.0151, 0.029, -0.0151, -0.029])
+def test_a_change_beyond_half_the_limit_is_asked_again_and_may_still_pass(slower: float) -> None:
+    assert needs_confirmation(session(slower), POLICY)
+    for second in (0.0, slower):
+        verdict = judge(session(slower), session(second))
+        assert verdict.outcome is Outcome.PASS
+        assert "did not confirm" not in verdict.text
+
+
+def test_the_limit_is_held_against_both_sessions_together() -> None:
+    # What was measured of +5%: 2.7% in the first session, more than the limit in both.
+    assert judge(session(0.027), session(0.05, p10_ns=990_000)).outcome is Outcome.REGRESSED
+    assert judge(session(-0.027), session(-0.05)).outcome is Outcome.IMPROVED
 
 
 def test_a_change_that_the_second_session_confirms_is_a_regression() -> None:
@@ -126,7 +140,9 @@ def test_sessions_that_contradict_each_other_are_inconclusive() -> None:
 
 
 def test_the_median_has_a_wider_limit_and_can_regress_alone() -> None:
-    assert judge(session(0.0, slower_p50=0.09)).outcome is Outcome.PASS
+    assert judge(session(0.0, slower_p50=0.049)).outcome is Outcome.PASS
+    within = session(0.0, slower_p50=0.09)
+    assert judge(within, within).outcome is Outcome.PASS
     verdict = judge(session(0.0, slower_p50=0.2), session(0.0, slower_p50=0.2))
     assert verdict.outcome is Outcome.REGRESSED
     # What decided stands first.
@@ -189,7 +205,8 @@ def as_asked(first: DuetSession, second: DuetSession) -> list[DuetSession]:
 def far_from_limits(sessions: Sequence[DuetSession]) -> bool:
     """Whether rounding in the last place cannot move a shift over a limit."""
     limits = [x for limit in (0.03, 0.10) for x in (math.log1p(limit), math.log1p(limit / 2))]
-    shifts = [s.shift(q) for s in (*sessions, pooled(sessions)) for q in (10, 50)]
+    measured = (*sessions, pooled(sessions), *pooled(sessions).launches)
+    shifts = [s.shift(q) for s in measured for q in (10, 50)]
     return all(abs(abs(shift) - limit) > 1e-9 for shift in shifts for limit in limits)
 
 
@@ -241,43 +258,6 @@ def test_equal_sides_pass_and_the_order_of_launches_does_not_matter(given: DuetS
     assert judge(equal).outcome is Outcome.PASS
     backwards = DuetSession(launches=given.launches[::-1])
     assert backwards.shift(10) == pytest.approx(given.shift(10))
-
-
-def noisy_session(rng: np.random.Generator, *, slower: float, neighbour: bool) -> DuetSession:
-    """Return a session as measured on shared machines.
-
-    Servers differ from launch to launch (0.8%), a machine drifts within a launch for both alike,
-    requests have a long tail, and a noisy neighbour lengthens a third of them.
-    """
-    done = []
-    for _ in range(4):
-        drift = np.repeat(rng.normal(0, 0.05, 5), 25)
-        sides = []
-        for factor in (1.0, 1 + slower):
-            server = rng.normal(0, 0.008)
-            requests = 1.6e6 * factor * np.exp(server + drift + np.abs(rng.normal(0, 0.06, 125)))
-            requests += (rng.random(125) < (0.33 if neighbour else 0.02)) * rng.exponential(
-                1e6, 125
-            )
-            sides.append(tuple(requests.astype(int).tolist()))
-        done.append(DuetLaunch(baseline_ns=sides[0], candidate_ns=sides[1]))
-    return DuetSession(launches=tuple(done))
-
-
-@pytest.mark.parametrize("neighbour", [False, True], ids=["quiet", "noisy"])
-def test_rates_under_the_noise_of_servers_machines_and_neighbours(neighbour: bool) -> None:
-    rng = np.random.default_rng(1)
-
-    def share(slower: float, sessions: int) -> float:
-        found = 0
-        for _ in range(sessions):
-            two = [noisy_session(rng, slower=slower, neighbour=neighbour) for _ in range(2)]
-            found += judge(*as_asked(*two)).outcome is Outcome.REGRESSED
-        return found / sessions
-
-    assert share(0.0, 100) <= 0.01
-    assert share(0.05, 40) >= 0.80
-    assert share(0.10, 20) >= 0.95
 
 
 def test_a_confirmed_change_names_the_stage_that_differs() -> None:

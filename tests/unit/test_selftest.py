@@ -208,8 +208,7 @@ def test_the_words_of_a_self_test(found: list[Decision]) -> None:
     ) == [
         "machine    cpu-test-2c",
         "request    2.04 ms",
-        "decisions  8, each of 2 launches of 10 pairs, and as many again where a change must be "
-        "confirmed",
+        "decisions  8, each of 2 launches of 10 pairs, and as many again where a change may show",
         "",
     ]
     one = next(d for d in found if d.injected == 0.10)

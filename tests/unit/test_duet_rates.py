@@ -1,0 +1,127 @@
+"""The duet's rates under the noise that was measured: false alarms, and changes that are found."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from hpsbench.duets.decision import (
+    DuetLaunch,
+    DuetPolicy,
+    DuetSession,
+    judge_duet,
+    needs_confirmation,
+)
+from hpsbench.verdict import Outcome
+
+POLICY = DuetPolicy()
+
+
+def measured_session(rng: np.random.Generator, *, slower: float, neighbour: bool) -> DuetSession:
+    """Return a session as measured on two shared cores.
+
+    Servers differ from launch to launch by 1.5%, and one in 12 is slower by up to a third; a
+    machine drifts within a launch for both alike; requests have a long tail, and a noisy neighbour
+    lengthens a third of them.
+    """
+    shape = (POLICY.launches, POLICY.pairs)
+    drift = np.repeat(rng.normal(0, 0.03, (POLICY.launches, 5)), POLICY.pairs // 5, axis=1)
+    sides = []
+    for factor in (1.0, 1 + slower):
+        server = rng.normal(0, 0.015, (POLICY.launches, 1))
+        server += (rng.random(server.shape) < 0.08) * rng.uniform(0, 0.3, server.shape)
+        requests = 2e6 * factor * np.exp(server + drift + np.abs(rng.normal(0, 0.06, shape)))
+        delayed = rng.random(shape) < (0.33 if neighbour else 0.02)
+        sides.append((requests + delayed * rng.exponential(1e6, shape)).astype(int).tolist())
+    return DuetSession(
+        launches=tuple(
+            DuetLaunch(baseline_ns=tuple(ours), candidate_ns=tuple(theirs))
+            for ours, theirs in zip(*sides, strict=True)
+        )
+    )
+
+
+def two_speed_session(rng: np.random.Generator, *, slower: float = 0.0) -> DuetSession:
+    """Return a session beside programs that take the CPUs for seconds.
+
+    A request is fast, or takes a quarter longer; how many are fast is each server's luck.
+    """
+    launches = []
+    for _ in range(POLICY.launches):
+        sides = []
+        for factor in (1.0, 1 + slower):
+            requests = 2e6 * factor * np.exp(np.abs(rng.normal(0, 0.02, POLICY.pairs)))
+            slow = rng.random(POLICY.pairs) < rng.uniform(0.35, 0.65)
+            requests *= np.where(slow, 1.25, 1.0)
+            sides.append(tuple(requests.astype(int).tolist()))
+        launches.append(DuetLaunch(baseline_ns=sides[0], candidate_ns=sides[1]))
+    return DuetSession(launches=tuple(launches))
+
+
+def judged(first: DuetSession, second: DuetSession) -> Outcome:
+    asked = [first, second] if needs_confirmation(first, POLICY) else [first]
+    return judge_duet(asked, POLICY, name="dlrm").outcome
+
+
+def outcomes(slower: float, *, decisions: int, neighbour: bool) -> Counter[Outcome]:
+    rng = np.random.default_rng(7)
+    return Counter(
+        judged(
+            *(measured_session(rng, slower=slower, neighbour=neighbour) for _ in range(2)),
+        )
+        for _ in range(decisions)
+    )
+
+
+@pytest.mark.parametrize("neighbour", [False, True], ids=["quiet", "noisy"])
+def test_equal_servers_are_hardly_ever_told_apart(neighbour: bool) -> None:
+    found = outcomes(0.0, decisions=400, neighbour=neighbour)
+    assert found[Outcome.REGRESSED] <= 1
+    assert found[Outcome.IMPROVED] <= 1
+    assert found[Outcome.INCONCLUSIVE] <= 0.02 * 400
+
+
+def test_five_percent_are_found_on_a_quiet_machine() -> None:
+    found = outcomes(0.05, decisions=300, neighbour=False)
+    assert found[Outcome.REGRESSED] >= 0.99 * 300
+    assert found[Outcome.IMPROVED] == 0
+
+
+def test_ten_percent_are_found_beside_a_neighbour() -> None:
+    found = outcomes(0.10, decisions=100, neighbour=True)
+    assert found[Outcome.REGRESSED] == 100
+
+
+def test_requests_of_two_speeds_have_medians_that_differ_by_chance() -> None:
+    rng = np.random.default_rng(7)
+    sessions = [(two_speed_session(rng), two_speed_session(rng)) for _ in range(400)]
+    # What is to be told apart is there: medians beyond the limit, both times to the same side.
+    alike = [a.shift(50) * b.shift(50) > 0 for a, b in sessions if abs(a.shift(50)) > 0.1]
+    assert sum(alike) > 20
+    found = Counter(judged(*two) for two in sessions)
+    assert found[Outcome.REGRESSED] == found[Outcome.IMPROVED] == 0
+
+
+def test_a_median_that_is_slower_in_most_launches_is_found() -> None:
+    rng = np.random.default_rng(7)
+    found = Counter(
+        judged(two_speed_session(rng, slower=0.2), two_speed_session(rng, slower=0.2))
+        for _ in range(50)
+    )
+    assert found[Outcome.REGRESSED] == 50
+
+
+@pytest.mark.parametrize(
+    ("launches", "outcome"), [(4, Outcome.INCONCLUSIVE), (5, Outcome.REGRESSED)]
+)
+def test_half_of_the_launches_must_show_a_change_of_p10(launches: int, outcome: Outcome) -> None:
+    # The machine was fast for the launches that show it, so that p10 is theirs alone.
+    fast = DuetLaunch(baseline_ns=(1_000_000,) * 40, candidate_ns=(1_100_000,) * 40)
+    slow = DuetLaunch(baseline_ns=(1_200_000,) * 40, candidate_ns=(1_200_000,) * 40)
+    session = DuetSession(launches=(fast,) * launches + (slow,) * (10 - launches))
+    verdict = judge_duet([session, session], POLICY, name="dlrm")
+    assert verdict.change == pytest.approx(0.1)
+    assert verdict.outcome is outcome
+    assert ("too few launches agree on p10" in verdict.text) == (launches == 4)

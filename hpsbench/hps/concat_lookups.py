@@ -1,163 +1,123 @@
-"""Lookups whose rows a model only puts side by side: one operation that writes them there.
+"""Lookups whose rows a model puts side by side: one operation that writes them there.
 
-The pattern, per lookup: a reshape to [-1, width] (as `tf.reshape`, or Keras' Flatten and Reshape,
-write it), then a concatenation of two or more along the last axis. Rows of float16 are not written
-so: they are fused like others, and concatenated after.
+It takes the place of a whole concatenation along the axis behind that of the samples, and copies
+what is no lookup's answer beside the rows. Where some value is of unknown width, or lookups are of
+several kinds, it takes that of two or more lookups' answers beside each other, if those are flat.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
 
-from hpsbench.hps.function_calls import producer, remove_nodes, rename_tensors
+from hpsbench.hps.concatenated_values import Concatenation, FlatLookup, Given, Value
+from hpsbench.hps.function_calls import producer, remove_nodes, rename_tensors, unused_name
 
-LOOKUP, CONCAT_LOOKUP = "HpsLookup", "HpsConcatLookup"
-
-
-@dataclass(frozen=True, kw_only=True)
-class FlatLookup:
-    """A lookup with the nodes that make [samples, width] of its answer, and serve nothing else."""
-
-    lookup: Any
-    width: int
-    between: tuple[Any, ...]
+CONCAT_LOOKUP = "HpsConcatLookup"
 
 
-@dataclass(kw_only=True)
-class _Graph:
-    """The nodes of a function, and who takes what from them."""
+def parts(
+    concatenation: Concatenation, kinds: Mapping[str, Any]
+) -> Iterator[tuple[int, list[FlatLookup | Given]]]:
+    """Yield what one operation each can write: the number of its first value, and its values.
 
-    nodes: Mapping[str, Any]
-    #: By tensor, the names of the nodes that take it; results of the function take as "".
-    takers: dict[str, list[str]] = field(default_factory=dict)
-
-    def only_taker(self, tensor: str, name: str) -> bool:
-        return self.takers.get(tensor) == [name]
-
-    def source(self, tensor: str, op: str) -> Any | None:
-        """Return the node `op` that gives `tensor` as its first output, None for any other."""
-        node = self.nodes.get(producer(tensor))
-        return node if node is not None and node.op == op and tensor.endswith(":0") else None
-
-    def constant(self, tensor: str) -> Any | None:
-        node = self.source(tensor, "Const")
-        return None if node is None else tf.make_ndarray(node.attr["value"].tensor).tolist()
-
-
-def find_concatenations(function: Any) -> Iterator[tuple[Any, list[FlatLookup | None]]]:
-    """Yield each ConcatV2 along the last axis, with what its values are as flat lookups, or None.
-
-    `function` is a FunctionDef.
+    `kinds` says of each lookup, by name, with which others it can be one operation.
     """
-    graph = _Graph(nodes={node.name: node for node in function.node_def})
-    for node in function.node_def:
-        for tensor in node.input:
-            graph.takers.setdefault(tensor, []).append(node.name)
-    for tensor in function.ret.values():
-        graph.takers.setdefault(tensor, []).append("")
-    for node in function.node_def:
-        if node.op == "ConcatV2":
-            count = node.attr["N"].i
-            if graph.constant(node.input[count]) in (1, -1):
-                yield node, [_flat_lookup(graph, node, value) for value in node.input[:count]]
+
+    def kind(value: Value) -> Any:
+        return kinds[value.lookup.name] if isinstance(value, FlatLookup) else None
+
+    values = [value for value in concatenation.values if value is not None]
+    kinds_here = {kind(value) for value in values if isinstance(value, FlatLookup)}
+    if len(values) == len(concatenation.values) > 1 and len(kinds_here) == 1:
+        yield 0, values
+        return
+    numbered = enumerate(concatenation.values)
+    for its_kind, run in itertools.groupby(numbered, lambda pair: kind(pair[1])):
+        some = [(number, value) for number, value in run if value is not None]
+        if its_kind is not None and len(some) > 1 and len(some[0][1].shape) == 1:
+            yield some[0][0], [value for _, value in some]
+
+
+def given_tensors(
+    concatenation: Concatenation, first: int, values: Sequence[FlatLookup | Given]
+) -> list[str]:
+    """Return the names, as they are now, of the tensors that stand for the Given among `values`."""
+    tensors = concatenation.node.input[first : first + len(values)]
+    return [t for t, value in zip(tensors, values, strict=True) if isinstance(value, Given)]
+
+
+def needs(function: Any, tensors: Sequence[str], names: set[str]) -> bool:
+    """Return whether some tensor, or wait, comes from nodes of these names or waits for them."""
+    inputs = {node.name: node.input for node in function.node_def}
+    open_names, seen = [producer(tensor) for tensor in tensors], set[str]()
+    while open_names:
+        name = open_names.pop()
+        if name not in seen:
+            seen.add(name)
+            open_names.extend(producer(tensor) for tensor in inputs.get(name, ()))
+    return not seen.isdisjoint(names)
 
 
 def concatenate(
-    function: Any, concat: Any, first: int, flats: list[FlatLookup], fused: Any
+    function: Any,
+    concatenation: Concatenation,
+    first: int,
+    values: Sequence[FlatLookup | Given],
+    fused: Any,
 ) -> None:
-    """Let `fused` take the place of the values of `concat` from number `first` on.
+    """Let `fused` take the place of `values`, which are those from number `first` on.
 
-    `fused` is the NodeDef of a HpsConcatLookup that lacks its widths only.
+    `fused` is the NodeDef of a HpsConcatLookup of these lookups and tensors, and lacks the
+    attributes of its columns only.
     """
-    fused.attr.pop("Trows", None)  # it writes float32 only
-    fused.attr["widths"].list.i.extend(flat.width for flat in flats)
+    _describe_columns(fused, values)
+    concat = concatenation.node
+    flats = [value for value in values if isinstance(value, FlatLookup)]
     removed = [node.name for flat in flats for node in (flat.lookup, *flat.between)]
+    answer = f"{fused.name}:embeddings:0"
     tensors: dict[str, str] = {}
-    values = list(concat.input)
-    values[first : first + len(flats)] = [f"{fused.name}:embeddings:0"]
-    count = concat.attr["N"].i - len(flats) + 1
-    if count == 1:
-        removed.append(concat.name)
-        tensors[f"{concat.name}:output:0"] = values[0]
-    else:
+    if len(values) < len(concatenation.values):
+        inputs = list(concat.input)
+        inputs[first : first + len(values)] = [answer]
+        concat.attr["N"].i -= len(values) - 1
         del concat.input[:]
-        concat.input.extend(values)
-        concat.attr["N"].i = count
+        concat.input.extend(inputs)
+    elif len(concatenation.shape) == 1:
+        removed.append(concat.name)
+        tensors[f"{concat.name}:output:0"] = answer
+    else:
+        _become_reshape(function, concat, answer, (-1, *concatenation.shape))
     remove_nodes(function, set(removed))
     function.node_def.append(fused)
     rename_tensors(function, tensors, {name: [fused.name] for name in removed})
 
 
-def runs(
-    flats: list[FlatLookup | None], kinds: Mapping[str, Any]
-) -> Iterator[tuple[int, list[Any]]]:
-    """Yield the runs of two and more values that one operation can write, with their first number.
-
-    `kinds` says of each lookup, by name, with which others it can be one operation.
-    """
-    numbered = enumerate(flats)
-    for kind, run in itertools.groupby(
-        numbered, lambda pair: kinds[pair[1].lookup.name] if pair[1] else None
-    ):
-        some = list(run)
-        if kind is not None and len(some) > 1:
-            yield some[0][0], [flat for _, flat in some]
+def _describe_columns(fused: Any, values: Sequence[FlatLookup | Given]) -> None:
+    fused.attr.pop("Trows", None)  # it writes float32 only
+    # Inputs are the ids first, then what is given.
+    by_input = sorted(range(len(values)), key=lambda i: isinstance(values[i], Given))
+    fused.attr["widths"].list.i.extend(values[i].width for i in by_input)
+    num_given = sum(isinstance(value, Given) for value in values)
+    if num_given:
+        fused.attr["num_given"].i = num_given
+        fused.attr["order"].list.i.extend(by_input.index(i) for i in range(len(values)))
 
 
-def _flat_lookup(graph: _Graph, concat: Any, value: str) -> FlatLookup | None:
-    reshape = graph.source(value, "Reshape")
-    if reshape is None or not graph.only_taker(value, concat.name):
-        return None
-    lookup = graph.source(reshape.input[0], LOOKUP)
-    if lookup is None or _waits(reshape) or not _is_float32(lookup):
-        return None
-    rows, shape = reshape.input[0], reshape.input[1]
-    constant = graph.constant(shape)
-    between: tuple[Any, ...] = ()
-    if constant is None:
-        found = _batch_and_width(graph, reshape, rows)
-        if found is None:
-            return None
-        constant, between = found
-    if len(constant) != 2 or constant[0] != -1:
-        return None
-    takers = {reshape.name, *(node.name for node in between if node.op == "Shape")}
-    width = constant[1]
-    if set(graph.takers[rows]) != takers or width < 1 or width % lookup.attr["emb_vec_size"].i:
-        return None
-    return FlatLookup(lookup=lookup, width=width, between=(reshape, *between))
-
-
-def _batch_and_width(
-    graph: _Graph, reshape: Any, rows: str
-) -> tuple[list[int], tuple[Any, ...]] | None:
-    """Return [-1, width], and its nodes, of a shape that Keras writes: (shape(rows)[0], width)."""
-    pack = graph.source(reshape.input[1], "Pack")
-    if pack is None or len(pack.input) != 2 or not graph.only_taker(reshape.input[1], reshape.name):
-        return None
-    batch, width = graph.source(pack.input[0], "StridedSlice"), graph.constant(pack.input[1])
-    if batch is None or width is None or not graph.only_taker(pack.input[0], pack.name):
-        return None
-    shape = graph.source(batch.input[0], "Shape")
-    if shape is None or shape.input[0] != rows or not graph.only_taker(batch.input[0], batch.name):
-        return None
-    first = [graph.constant(tensor) for tensor in batch.input[1:4]]
-    if first != [[0], [1], [1]] or batch.attr["shrink_axis_mask"].i != 1:
-        return None
-    if any(_waits(node) for node in (pack, batch, shape)):
-        return None
-    return [-1, width], (pack, batch, shape)
-
-
-def _is_float32(lookup: Any) -> bool:
-    # A graph may leave out what is the default.
-    return "Trows" not in lookup.attr or lookup.attr["Trows"].type == tf.float32.as_datatype_enum
-
-
-def _waits(node: Any) -> bool:
-    return any(tensor.startswith("^") for tensor in node.input)
+def _become_reshape(function: Any, node: Any, tensor: str, shape: Sequence[int]) -> None:
+    """Make a node the reshape of a float32 `tensor`; its output keeps its name."""
+    constant = function.node_def.add(
+        name=unused_name(function, f"{node.name}/shape"), op="Const", device=node.device
+    )
+    constant.attr["dtype"].type = tf.int32.as_datatype_enum
+    constant.attr["value"].tensor.CopyFrom(tf.make_tensor_proto(shape, tf.int32))
+    node.op = "Reshape"
+    del node.input[:]
+    node.input.extend([tensor, f"{constant.name}:output:0"])
+    for name in ("N", "Tidx"):
+        node.attr.pop(name, None)
+    node.attr["T"].type = tf.float32.as_datatype_enum
+    node.attr["Tshape"].type = tf.int32.as_datatype_enum

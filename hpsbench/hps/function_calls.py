@@ -99,6 +99,16 @@ def rename_tensors(
             function.signature.control_output.extend(outputs)
 
 
+def unused_name(function: Any, wanted: str) -> str:
+    """Return the name `wanted`, with a number behind where a node of the FunctionDef has it."""
+    names = {node.name for node in function.node_def}
+    name, number = wanted, 0
+    while name in names:
+        number += 1
+        name = f"{wanted}_{number}"
+    return name
+
+
 def rename_functions(library: Any, names: Mapping[str, str]) -> None:
     """Give functions of a FunctionDefLibrary other names, there and in all that refer to them."""
     for function in library.function:

@@ -7,19 +7,15 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-from hpsbench.hps.concat_lookups import (
-    CONCAT_LOOKUP,
-    LOOKUP,
-    concatenate,
-    find_concatenations,
-    runs,
-)
+from hpsbench.hps.concat_lookups import CONCAT_LOOKUP, concatenate, given_tensors, needs, parts
+from hpsbench.hps.concatenated_values import LOOKUP, FlatLookup, find_concatenations
 from hpsbench.hps.function_calls import (
     functions_that_reach,
     inline_calls,
     producer,
     remove_nodes,
     rename_tensors,
+    unused_name,
 )
 
 MULTI_LOOKUP = "HpsMultiLookup"
@@ -58,11 +54,14 @@ def fuse_function(function: Any) -> int:
 def _concatenate(function: Any) -> None:
     """Fuse the lookups that are concatenated, with the concatenation."""
     groups = {node.name: group for node, group in _groups(function)}
-    for concat, flats in list(find_concatenations(function)):
-        # From the last run to the first, so that the numbers of the others stay.
-        for first, run in reversed(list(runs(flats, groups))):
-            fused = _operation(function, CONCAT_LOOKUP, [flat.lookup for flat in run])
-            concatenate(function, concat, first, run, fused)
+    for concatenation in list(find_concatenations(function)):
+        # From the last part to the first, so that the numbers of the others stay.
+        for first, values in reversed(list(parts(concatenation, groups))):
+            lookups = [value.lookup for value in values if isinstance(value, FlatLookup)]
+            given = given_tensors(concatenation, first, values)
+            fused = _operation(function, CONCAT_LOOKUP, lookups, given)
+            if not needs(function, fused.input, {lookup.name for lookup in lookups}):
+                concatenate(function, concatenation, first, values, fused)
 
 
 def _groups(function: Any) -> list[tuple[Any, Any]]:
@@ -99,10 +98,13 @@ def _kind(lookup: Any) -> tuple[str, ...]:
     return (lookup.device, repr(shared))
 
 
-def _operation(function: Any, op: str, lookups: Sequence[Any]) -> Any:
-    """Return the NodeDef of an operation for several lookups, with their ids and attributes."""
-    names = {node.name for node in function.node_def}
-    fused = type(lookups[0])(op=op, name=_unused(_NAMES[op], names), device=lookups[0].device)
+def _operation(function: Any, op: str, lookups: Sequence[Any], given: Sequence[str] = ()) -> Any:
+    """Return the NodeDef of an operation for several lookups, with their ids and attributes.
+
+    `given` are tensors that it takes besides.
+    """
+    name = unused_name(function, _NAMES[op])
+    fused = type(lookups[0])(op=op, name=name, device=lookups[0].device)
     for name, value in lookups[0].attr.items():
         if name not in _OWN_ATTRIBUTES and not name.startswith("_"):
             fused.attr[name].CopyFrom(value)
@@ -110,7 +112,7 @@ def _operation(function: Any, op: str, lookups: Sequence[Any]) -> Any:
     fused.attr["table_ids"].list.i.extend(n.attr["table_id"].i for n in lookups)
     fused.attr["emb_vec_sizes"].list.i.extend(n.attr["emb_vec_size"].i for n in lookups)
     fused.attr["global_batch_size"].i = max(n.attr["global_batch_size"].i for n in lookups)
-    fused.input.extend(node.input[0] for node in lookups)
+    fused.input.extend([*(node.input[0] for node in lookups), *given])
     fused.input.extend(dict.fromkeys(wait for node in lookups for wait in node.input[1:]))
     return fused
 
@@ -125,11 +127,3 @@ def _fuse(function: Any, lookups: Sequence[Any]) -> None:
         {f"{name}:embeddings:0": f"{fused.name}:embeddings:{i}" for i, name in enumerate(replaced)},
         {name: [fused.name] for name in replaced},
     )
-
-
-def _unused(wanted: str, names: set[str]) -> str:
-    name, number = wanted, 0
-    while name in names:
-        number += 1
-        name = f"{wanted}_{number}"
-    return name

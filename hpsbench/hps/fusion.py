@@ -25,7 +25,7 @@ import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 
 from hpsbench.errors import HpsError
-from hpsbench.hps.concat_lookups import LOOKUP
+from hpsbench.hps.concatenated_values import LOOKUP
 from hpsbench.hps.function_calls import functions_that_reach, rename_functions
 from hpsbench.hps.fused_lookups import fuse_library
 from hpsbench.hps.op import operations
@@ -40,7 +40,8 @@ def fuse(model: Any) -> FusedModel:
 
     `model` is a Keras model (functional, subclassed, nested) or any callable on tensors; it stays
     as it is, and shares its weights. Raises HpsError where a call or an export finds fewer than two
-    lookups that can be fused: there is nothing to be gained then.
+    lookups that can be fused, and none that is only concatenated with other tensors: there is
+    nothing to be gained then.
     """
     return FusedModel(model)
 
@@ -93,7 +94,7 @@ def export_fused(saved_model: str | Path, path: str | Path) -> None:
 
     Everything else is copied as it is: signatures, variables, assets, what Keras wrote. The two
     folders may be the same. Raises HpsError where `saved_model` is no SavedModel, or has no two
-    lookups that can be fused.
+    lookups that can be fused, and none that is only concatenated with other tensors.
     """
     source, path = Path(saved_model), Path(path)
     graph = _read(source)
@@ -112,11 +113,19 @@ def export_fused(saved_model: str | Path, path: str | Path) -> None:
 
 def _fused_function(traced: Any) -> Callable[..., list[Any]]:
     """Return a function that takes the inputs of a ConcreteFunction, and then what it captures."""
-    definition = traced.graph.as_graph_def()
-    del definition.node[:]
+    definition = traced.graph.as_graph_def(add_shapes=True)
+    shapes = {
+        node.name: node.attr["_output_shapes"]
+        for node in definition.node
+        if "_output_shapes" in node.attr
+    }
     library = definition.library
     function = library.function.add()
     function.CopyFrom(traced.function_def)
+    for node in function.node_def:
+        if node.name in shapes:
+            node.attr["_output_shapes"].CopyFrom(shapes[node.name])
+    del definition.node[:]
     # TensorFlow knows the functions as they were by their names.
     rewritten = functions_that_reach(library, LOOKUP)
     rename_functions(library, {name: f"{name}_fused" for name in rewritten})
@@ -156,7 +165,7 @@ def _require_fused(count: int, what: str) -> None:
         raise HpsError(
             f"{what} has no two lookups that can be fused",
             hint=f"it needs two {LOOKUP} of one model and key type, neither of which needs the "
-            "other's answer; serve it as it is",
+            "other's answer, or one whose answer is only concatenated; serve it as it is",
         )
 
 

@@ -188,8 +188,9 @@ def flat(ids, table, size=16):
 
 
 def beside(ids):
-    """Runs of concatenated rows around what is none, and a second concatenation."""
-    other = tf.cast(ids[0], tf.float32)
+    """Runs of concatenated rows around what is of unknown width, and a second concatenation."""
+    width = tf.reduce_min(ids[0]) * 0 + SLOTS
+    other = tf.slice(tf.cast(ids[0], tf.float32), [0, 0], tf.stack([-1, width]))
     values = [flat(ids, 0), flat(ids, 1), other, flat(ids, 5, 8), flat(ids, 2), flat(ids, 6, 8)]
     values += [other, flat(ids, 3)]
     return [tf.concat(values, axis=1), tf.concat([flat(ids, 4), flat(ids, 7, 8)], axis=-1)]
@@ -242,7 +243,7 @@ CALLABLES = {
     "branches": (conditional, [2, 2, 2]),
     "concatenated beside others": (beside, [2, 3, 2, 1]),
     "concatenated and used as they are": (used_twice, [2, 2]),
-    "concatenated in other widths": (narrow, [2, 4]),
+    "concatenated in other widths": (narrow, [1, 2, 3]),
     "concatenated in float16": (
         lambda ids: tf.concat(
             [

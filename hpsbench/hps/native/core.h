@@ -205,18 +205,24 @@ typedef enum {
   HPS_FLOAT16 = 1,  // rounded to the nearest, ties to even
 } hps_row_type;
 
-// Keys of one table to be looked up; `out` is in memory of the GPU.
+// Keys of one table to be looked up; `out` is in memory of the GPU. Its rows are one after another,
+// or, of float32, those of each sample's keys are: then from the first of a sample to the first of
+// the next there are `stride` values.
 typedef struct {
   int32_t table;
   const void* keys;
   uint64_t num_keys;
   void* out;
+  uint64_t keys_per_sample;  // 0: all rows are one after another
+  uint64_t stride;
 } hps_gpu_part;
 
-// Rows of one table, float32[num_samples * width] in memory of the GPU: some columns of a matrix.
+// Values in memory of the GPU, float32[num_samples * width], and where they become columns of a
+// matrix: those of the first sample at `out`.
 typedef struct {
-  const float* rows;
+  const float* values;
   uint64_t width;
+  float* out;
 } hps_gpu_columns;
 
 typedef struct {
@@ -226,9 +232,10 @@ typedef struct {
                        int32_t key_bytes, int32_t on_host, hps_row_type row_type, void* stream,
                        hps_error* error);
   void (*destroy)(hps_gpu_cache* cache);
-  // Writes columns side by side to `out`, float32[num_samples * sum of their widths].
-  hps_status (*join)(hps_gpu_cache* cache, const hps_gpu_columns* columns, int32_t num_columns,
-                     uint64_t num_samples, float* out, void* stream, hps_error* error);
+  // Copies columns into a matrix whose rows begin `stride` values from each other.
+  hps_status (*copy_columns)(hps_gpu_cache* cache, const hps_gpu_columns* columns,
+                             int32_t num_columns, uint64_t num_samples, uint64_t stride,
+                             void* stream, hps_error* error);
 } hps_gpu_functions;
 
 // The model destroys the cache with itself. HPS_ALREADY_EXISTS where it has one on that GPU.

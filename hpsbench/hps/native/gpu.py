@@ -56,6 +56,8 @@ class _Part(ctypes.Structure):
         ("keys", ctypes.c_void_p),
         ("num_keys", ctypes.c_uint64),
         ("out", ctypes.c_void_p),
+        ("keys_per_sample", ctypes.c_uint64),
+        ("stride", ctypes.c_uint64),
     )
 
 

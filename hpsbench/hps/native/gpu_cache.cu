@@ -19,6 +19,22 @@ using hps::gpu::guarded;
 constexpr uint64_t kMaxKeys = 1 << 30;
 constexpr int kBusTrials = 5;
 
+// What a part says of where its rows go. Throws where kernels cannot count so far.
+hps::gpu::Output output_of(const hps_gpu_part& part, uint64_t dim, hps_row_type row_type) {
+  hps::gpu::Output out = {part.out, row_type};
+  if (part.num_keys <= part.keys_per_sample || part.keys_per_sample == 0) return out;
+  const uint64_t skipped = part.stride - part.keys_per_sample * dim;
+  if (skipped == 0) return out;
+  if (part.num_keys > UINT32_MAX || skipped > UINT32_MAX || row_type != HPS_FLOAT32) {
+    throw Error{HPS_INVALID_ARGUMENT,
+                "rows can be written side by side with other values where they are float32, and "
+                "neither they nor the values between are more than 2^32 - 1; ask for fewer keys"};
+  }
+  out.keys_per_sample = static_cast<uint32_t>(part.keys_per_sample);
+  out.skipped = static_cast<uint32_t>(skipped);
+  return out;
+}
+
 hps_status lookup(hps_gpu_cache* cache, const hps_gpu_part* parts, int32_t num_parts,
                   int32_t key_bytes, int32_t on_host, hps_row_type row_type, void* stream,
                   hps_error* error) {
@@ -27,9 +43,10 @@ hps_status lookup(hps_gpu_cache* cache, const hps_gpu_part* parts, int32_t num_p
     const auto its_stream = static_cast<cudaStream_t>(stream);
     std::vector<hps::gpu::Request> requests;
     for (const hps_gpu_part* part = parts; part != parts + num_parts; ++part) {
-      requests.push_back({cache->tables[part->table].get(),
+      hps::gpu::Table& table = *cache->tables[part->table];
+      requests.push_back({&table,
                           {part->keys, key_bytes, part->num_keys},
-                          {part->out, row_type}});
+                          output_of(*part, table.dim(), row_type)});
     }
     if (on_host == 0) {
       hps::gpu::look_up(requests, cache->resident_order, its_stream);
@@ -51,16 +68,17 @@ void destroy(hps_gpu_cache* cache) {
   cudaSetDevice(before);
 }
 
-hps_status join(hps_gpu_cache* cache, const hps_gpu_columns* columns, int32_t num_columns,
-                uint64_t num_samples, float* out, void* stream, hps_error* error) {
+hps_status copy_columns(hps_gpu_cache* cache, const hps_gpu_columns* columns,
+                        int32_t num_columns, uint64_t num_samples, uint64_t stride, void* stream,
+                        hps_error* error) {
   return guarded(error, [&] {
     const DeviceScope scope(cache->device);
-    hps::gpu::join_columns(columns, num_columns, num_samples, out,
+    hps::gpu::copy_columns(columns, num_columns, num_samples, stride,
                            static_cast<cudaStream_t>(stream));
   });
 }
 
-constexpr hps_gpu_functions kFunctions = {lookup, destroy, join};
+constexpr hps_gpu_functions kFunctions = {lookup, destroy, copy_columns};
 
 std::unique_ptr<hps::gpu::Table> make_table(const hps::gpu::HostTable& host,
                                             const hps_gpu_options& options,

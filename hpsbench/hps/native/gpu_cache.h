@@ -87,7 +87,7 @@ hps_status hps_gpu_table_facts(const hps_model* model, int32_t device, int32_t t
                                hps_gpu_facts* facts, hps_error* error);
 
 // Looks up keys by way of the GPU, and returns when all outputs are written. Keys and outputs of the
-// parts are in host memory.
+// parts are in host memory, and rows one after another there.
 hps_status hps_gpu_lookup_host(hps_model* model, int32_t device, const hps_gpu_part* parts,
                                int32_t num_parts, int32_t key_bytes, hps_row_type row_type,
                                hps_error* error);

@@ -1,4 +1,4 @@
-// Matrices of several tables' rows, side by side.
+// Tensors that become columns of a matrix.
 #ifndef HPSBENCH_HPS_NATIVE_GPU_COLUMNS_H_
 #define HPSBENCH_HPS_NATIVE_GPU_COLUMNS_H_
 
@@ -10,10 +10,10 @@
 
 namespace hps::gpu {
 
-// Writes columns side by side to `out`, float32[num_samples * sum of their widths], in the order of
-// the stream.
-void join_columns(const hps_gpu_columns* columns, int32_t num_columns, uint64_t num_samples,
-                  float* out, cudaStream_t stream);
+// Copies columns into a matrix whose rows begin `stride` values from each other, in the order of the
+// stream.
+void copy_columns(const hps_gpu_columns* columns, int32_t num_columns, uint64_t num_samples,
+                  uint64_t stride, cudaStream_t stream);
 
 }  // namespace hps::gpu
 

@@ -107,7 +107,7 @@ uint64_t split(const hps_model* model, const hps_gpu_cache& cache,
     const uint64_t count = flat.num_keys[t];
     if (requests != nullptr && count != 0) {
       requests->push_back(
-          {cache.tables[t].get(), all.part(first_key, count), rows.from(num_values)});
+          {cache.tables[t].get(), all.part(first_key, count), rows.from(num_values, 1)});
     }
     first_key += count;
     num_values += count * embedding_dim(model, t);
@@ -169,7 +169,7 @@ hps_status hps_gpu_array_read(const hps_gpu_array* array, uint64_t first, uint64
     const DeviceScope scope(array->cache->device);
     const hps::gpu::Output rows = {array->block.memory.get(), array->row_type};
     array->ready.wait();
-    check(cudaMemcpy(out, rows.from(first).data, num_values * rows.value_bytes(),
+    check(cudaMemcpy(out, rows.from(first, 1).data, num_values * rows.value_bytes(),
                      cudaMemcpyDeviceToHost),
           "copy rows from the GPU");
   });
@@ -201,7 +201,7 @@ void* hps_gpu_array_capsule(hps_gpu_array* array, uint64_t first, const int64_t*
   auto* const loan = new Loan{{}, std::vector<int64_t>(shape, shape + num_dims), array};
   array->references.fetch_add(1);
   DLTensor& tensor = loan->managed.tensor;
-  tensor.data = rows.from(first).data;
+  tensor.data = rows.from(first, 1).data;
   tensor.device = {kDLCuda, array->cache->device};
   tensor.num_dims = num_dims;
   tensor.dtype = {kDLFloat, static_cast<uint8_t>(8 * rows.value_bytes()), 1};

@@ -1,6 +1,8 @@
 // Tables whose every key the GPU answers: an exact index, and rows that kernels can reach.
 #include <algorithm>
 #include <cstring>
+#include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "gpu_added_rows.h"
@@ -64,7 +66,7 @@ class ResidentTable : public Table {
     const bool sampled = clock_.samples();
     in_order_of(stream, keys, whole, [&](uint64_t begin, uint64_t end) {
       clock_.time(sampled, kProbe, stream, [&] {
-        launch(keys.part(begin, end - begin), out.from(begin * dim()), stream);
+        launch(keys.part(begin, end - begin), out.from(begin, dim()), stream);
       });
     });
     check_launch("resident_lookup");
@@ -167,12 +169,12 @@ class ResidentTable : public Table {
 
   void launch_host_rows(uint64_t first_row, uint64_t last_row, const Keys& keys, const Output& out,
                         cudaStream_t stream) const {
-    with_vec(dim(), out.data, [&](auto vec) {
+    with_vec(dim(), out.is_aligned(), [&](auto vec) {
       with_key_type(keys, [&](auto* data) {
-        with_row_type(out, [&](auto* rows) {
+        with_places(out, [&](auto places) {
           host_rows_lookup<decltype(vec)>
               <<<num_blocks((keys.count + kWarp - 1) / kWarp), kThreads, 0, stream>>>(
-                  view_, first_row, last_row, data, keys.count, rows);
+                  view_, first_row, last_row, data, keys.count, places);
         });
       });
     });
@@ -180,17 +182,17 @@ class ResidentTable : public Table {
 
   void launch(const ResidentView& view, const Keys& keys, const Output& out,
               cudaStream_t stream) const {
-    with_types(keys, out, dim(), is_aligned(out.data), [&](auto shape, auto* data, auto* rows) {
+    with_types(keys, out, dim(), out.is_aligned(), [&](auto shape, auto* data, auto places) {
       using Shape = decltype(shape);
       const unsigned blocks = num_blocks((keys.count + Shape::kKeys - 1) / Shape::kKeys);
       if (float8_) {
-        float8_lookup<Shape><<<blocks, kThreads, 0, stream>>>(view, data, keys.count, rows);
+        float8_lookup<Shape><<<blocks, kThreads, 0, stream>>>(view, data, keys.count, places);
       } else if (view.slots != nullptr) {
         resident_lookup<Shape, HashIndex>
-            <<<blocks, kThreads, 0, stream>>>(view, data, keys.count, rows);
+            <<<blocks, kThreads, 0, stream>>>(view, data, keys.count, places);
       } else {
         resident_lookup<Shape, DirectIndex>
-            <<<blocks, kThreads, 0, stream>>>(view, data, keys.count, rows);
+            <<<blocks, kThreads, 0, stream>>>(view, data, keys.count, places);
       }
     });
   }
@@ -258,61 +260,71 @@ class ResidentTable : public Table {
   std::atomic<uint64_t> keys_{0};
 };
 
-// Looks up requests of resident tables with rows of one size, in as few launches as possible.
-void look_up_together(const Request* requests, size_t count, cudaStream_t stream) {
-  for (size_t begin = 0; begin < count; begin += ResidentBatch::kMaxParts) {
-    const size_t num_parts = std::min<size_t>(ResidentBatch::kMaxParts, count - begin);
-    ResidentBatch batch;
+template <class Shape, class Key, class Places>
+void launch_together(const Request* requests, size_t count, cudaStream_t stream) {
+  using Batch = ResidentBatch<Places>;
+  for (size_t begin = 0; begin < count; begin += Batch::kMaxParts) {
+    const size_t num_parts = std::min<size_t>(Batch::kMaxParts, count - begin);
+    const Request* const first = requests + begin;
+    Batch batch;
     uint64_t most_keys = 0;
     uint64_t all_keys = 0;
-    bool aligned = true;
     for (size_t i = 0; i < num_parts; ++i) {
-      const Request& request = requests[begin + i];
+      const Request& request = first[i];
       auto& table = static_cast<ResidentTable&>(*request.table);
-      batch.parts[i] = {table.device_view(), request.keys.data, request.keys.count,
-                        request.out.data};
+      with_places(request.out, [&](auto places) {
+        if constexpr (std::is_same_v<decltype(places), Places>) {
+          batch.parts[i] = {table.device_view(), request.keys.data, request.keys.count,
+                            places.from_first()};
+        }
+      });
       most_keys = std::max(most_keys, request.keys.count);
       all_keys += request.keys.count;
-      aligned = aligned && is_aligned(request.out.data);
       table.count(request.keys);
     }
-    const Request& first = requests[begin];
-    in_order_of(stream, first.keys, true, [](uint64_t, uint64_t) {});
-    const bool sampled = first.table->clock().samples();
+    const bool sampled = first->table->clock().samples();
     const auto span = sampled ? std::make_shared<Span>(stream) : nullptr;
-    with_types(first.keys, first.out, first.table->dim(), aligned,
-               [&](auto shape, auto* data, auto* rows) {
-                 using Shape = decltype(shape);
-                 using Key = std::remove_const_t<std::remove_pointer_t<decltype(data)>>;
-                 using Out = std::remove_pointer_t<decltype(rows)>;
-                 const dim3 blocks(num_blocks((most_keys + Shape::kKeys - 1) / Shape::kKeys),
-                                   static_cast<unsigned>(num_parts));
-                 resident_batch_lookup<Shape, Key, Out><<<blocks, kThreads, 0, stream>>>(batch);
-               });
+    const dim3 blocks(num_blocks((most_keys + Shape::kKeys - 1) / Shape::kKeys),
+                      static_cast<unsigned>(num_parts));
+    resident_batch_lookup<Shape, Key, Places><<<blocks, kThreads, 0, stream>>>(batch);
     check_launch("resident_batch_lookup");
     if (!sampled) continue;
     span->end(stream);
-    for (const Request* request = &first; request != &first + num_parts; ++request) {
-      if (request != &first) request->table->clock().count();
+    for (const Request* request = first; request != first + num_parts; ++request) {
+      if (request != first) request->table->clock().count();
       request->table->clock().add(kProbe, span,
                                   static_cast<double>(request->keys.count) / all_keys);
     }
   }
 }
 
+// Looks up requests of resident tables with rows of one size, whose outputs are all dense or all
+// not, in as few launches as possible.
+void look_up_together(const Request* requests, size_t count, cudaStream_t stream) {
+  bool aligned = true;
+  for (size_t i = 0; i < count; ++i) aligned = aligned && requests[i].out.is_aligned();
+  in_order_of(stream, requests[0].keys, true, [](uint64_t, uint64_t) {});
+  const uint64_t dim = requests[0].table->dim();
+  with_types(requests[0].keys, requests[0].out, dim, aligned,
+             [&](auto shape, auto* data, auto places) {
+               using Shape = decltype(shape);
+               using Key = std::remove_const_t<std::remove_pointer_t<decltype(data)>>;
+               launch_together<Shape, Key, decltype(places)>(requests, count, stream);
+             });
+}
+
 // Looks up requests of resident tables; reorders them.
 void look_residents_up(std::vector<Request>& requests, cudaStream_t stream) {
-  const auto by_dim = [](const Request& a, const Request& b) {
-    return a.table->dim() < b.table->dim();
+  const auto kind = [](const Request& request) {
+    return std::make_pair(request.table->dim(), request.out.is_dense());
   };
-  if (!std::is_sorted(requests.begin(), requests.end(), by_dim)) {
-    std::stable_sort(requests.begin(), requests.end(), by_dim);
+  const auto by_kind = [&](const Request& a, const Request& b) { return kind(a) < kind(b); };
+  if (!std::is_sorted(requests.begin(), requests.end(), by_kind)) {
+    std::stable_sort(requests.begin(), requests.end(), by_kind);
   }
   for (size_t begin = 0; begin < requests.size();) {
     size_t end = begin + 1;
-    while (end < requests.size() && requests[end].table->dim() == requests[begin].table->dim()) {
-      ++end;
-    }
+    while (end < requests.size() && kind(requests[end]) == kind(requests[begin])) ++end;
     if (end - begin > 1 && requests[begin].table->shares_launches()) {
       look_up_together(&requests[begin], end - begin, stream);
     } else {

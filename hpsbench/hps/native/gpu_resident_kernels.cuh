@@ -109,10 +109,9 @@ __device__ inline void point(Float8Row<Vec>* to, const RowStore& store, uint64_t
 }
 
 // Looks up the keys of the calling warp, from number `first` on.
-template <class Row, class Shape, class Index, class Key, class Out>
+template <class Row, class Shape, class Index, class Key, class Places>
 __device__ void look_warp_up(const ResidentView& table, const Key* keys, uint64_t num_keys,
-                             uint64_t first, Out* out) {
-  using Vec = typename Shape::Vec;
+                             uint64_t first, const Places& out) {
   const uint32_t count = static_cast<uint32_t>(
       num_keys - first < Shape::kKeys ? num_keys - first : Shape::kKeys);
   const bool mine = lane_number() < count;
@@ -136,13 +135,12 @@ __device__ void look_warp_up(const ResidentView& table, const Key* keys, uint64_
   }
   const unsigned missing = __ballot_sync(kAllLanes, is_missing);
   if (missing != 0 && lane_number() == 0) atomicAdd(table.missing_keys, __popc(missing));
-  copy_rows<Shape::kVecs, Shape::kKeys>(source, out + first * table.dim,
-                                        table.dim * sizeof(float) / sizeof(Vec), count);
+  copy_rows<Shape::kVecs, Shape::kKeys>(source, out, first, table.dim, count);
 }
 
-template <class Row, class Shape, class Key, class Out>
+template <class Row, class Shape, class Key, class Places>
 __device__ void look_warp_up_by_any_index(const ResidentView& table, const Key* keys,
-                                          uint64_t num_keys, uint64_t first, Out* out) {
+                                          uint64_t num_keys, uint64_t first, const Places& out) {
   if (table.slots != nullptr) {
     look_warp_up<Row, Shape, HashIndex>(table, keys, num_keys, first, out);
   } else {
@@ -150,17 +148,18 @@ __device__ void look_warp_up_by_any_index(const ResidentView& table, const Key* 
   }
 }
 
-template <class Shape, class Index, class Key, class Out>
+template <class Shape, class Index, class Key, class Places>
 __global__ void __launch_bounds__(kThreads)
-    resident_lookup(const ResidentView table, const Key* keys, uint64_t num_keys, Out* out) {
+    resident_lookup(const ResidentView table, const Key* keys, uint64_t num_keys,
+                    const Places out) {
   const uint64_t first = warp_number() * Shape::kKeys;
   if (first >= num_keys) return;
   look_warp_up<Float32Row<typename Shape::Vec>, Shape, Index>(table, keys, num_keys, first, out);
 }
 
-template <class Shape, class Key, class Out>
+template <class Shape, class Key, class Places>
 __global__ void __launch_bounds__(kThreads)
-    float8_lookup(const ResidentView table, const Key* keys, uint64_t num_keys, Out* out) {
+    float8_lookup(const ResidentView table, const Key* keys, uint64_t num_keys, const Places out) {
   const uint64_t first = warp_number() * Shape::kKeys;
   if (first >= num_keys) return;
   look_warp_up_by_any_index<Float8Row<typename Shape::Vec>, Shape>(table, keys, num_keys, first,
@@ -168,10 +167,10 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 // Copies the rows in host memory from number `first_row` to `last_row` - 1; a warp has 32 keys.
-template <class Vec, class Key, class Out>
+template <class Vec, class Key, class Places>
 __global__ void __launch_bounds__(kThreads)
     host_rows_lookup(const ResidentView table, uint64_t first_row, uint64_t last_row,
-                     const Key* keys, uint64_t num_keys, Out* out) {
+                     const Key* keys, uint64_t num_keys, const Places out) {
   constexpr int kAtOnce = 4;
   const uint64_t first = warp_number() * kWarp;
   const uint64_t mine = first + lane_number();
@@ -181,7 +180,7 @@ __global__ void __launch_bounds__(kThreads)
                                  : DirectIndex::find(table, keys[mine]);
   }
   unsigned wanted = __ballot_sync(kAllLanes, row >= first_row && row < last_row);
-  using Word = decltype(as_output(Vec(), out));
+  using Word = decltype(as_output(Vec(), out.data));
   const uint32_t num_vecs = table.dim * sizeof(float) / sizeof(Vec);
   while (wanted != 0) {
     // Of several keys at a time, so that more reads are under way.
@@ -194,7 +193,7 @@ __global__ void __launch_bounds__(kThreads)
       from[k] = wanted == 0 ? nullptr
                             : reinterpret_cast<const Vec*>(
                                   static_cast<const float*>(table.host.rows) + its_row * table.dim);
-      to[k] = reinterpret_cast<Word*>(out + (first + lane) * table.dim);
+      to[k] = reinterpret_cast<Word*>(out.at(first + lane, table.dim));
       wanted &= wanted - 1;
     }
     for (uint32_t i = lane_number(); i < num_vecs; i += kWarp) {
@@ -205,33 +204,33 @@ __global__ void __launch_bounds__(kThreads)
       }
 #pragma unroll
       for (int k = 0; k < kAtOnce; ++k) {
-        if (from[k] != nullptr) __stcs(to[k] + i, as_output(values[k], out));
+        if (from[k] != nullptr) __stcs(to[k] + i, as_output(values[k], out.data));
       }
     }
   }
 }
 
 // Several tables of float32 rows of one size, of which blockIdx.y is the number.
+template <class Places>
 struct ResidentBatch {
-  static constexpr int kMaxParts = 127;
   struct Part {
     const ResidentView* table;  // on the GPU
     const void* keys;
     uint64_t num_keys;
-    void* out;
-  } parts[kMaxParts];
+    typename Places::FromFirst out;
+  };
+  static constexpr int kMaxParts = 4080 / sizeof(Part);  // a kernel takes 4096 bytes of parameters
+  Part parts[kMaxParts];
 };
-static_assert(sizeof(ResidentBatch) <= 4096, "what a kernel may take as parameters");
 
-template <class Shape, class Key, class Out>
+template <class Shape, class Key, class Places>
 __global__ void __launch_bounds__(kThreads)
-    resident_batch_lookup(const __grid_constant__ ResidentBatch batch) {
-  const ResidentBatch::Part& part = batch.parts[blockIdx.y];
+    resident_batch_lookup(const __grid_constant__ ResidentBatch<Places> batch) {
+  const auto& part = batch.parts[blockIdx.y];
   const uint64_t first = warp_number() * Shape::kKeys;
   if (first >= part.num_keys) return;
   look_warp_up_by_any_index<Float32Row<typename Shape::Vec>, Shape>(
-      *part.table, static_cast<const Key*>(part.keys), part.num_keys, first,
-      static_cast<Out*>(part.out));
+      *part.table, static_cast<const Key*>(part.keys), part.num_keys, first, Places(part.out));
 }
 
 // A slot is taken by its row's number, and `keys` says which key that is.

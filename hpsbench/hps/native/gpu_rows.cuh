@@ -7,16 +7,14 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "gpu_places.cuh"
 #include "gpu_table.h"
 
 namespace hps::gpu {
 
-constexpr unsigned kAllLanes = 0xffffffffu;
-constexpr int kWarp = 32;
 constexpr int kThreads = 128;  // per block
 constexpr int kWarpsPerBlock = kThreads / kWarp;
 
-__device__ inline int lane_number() { return threadIdx.x % kWarp; }
 __device__ inline uint64_t warp_number() {
   return (blockIdx.x * uint64_t{kThreads} + threadIdx.x) / kWarp;
 }
@@ -57,14 +55,17 @@ struct Float32Row {
   __device__ Vec load(uint32_t i) const { return __ldg(values + i); }
 };
 
-// Copies the rows of a warp's keys, `row` in the lanes of the keys, to consecutive rows of `out`.
-// A row is `num_vecs` of Vec (kVecs, where known at compile time). Reads are independent of each
-// other, so many are under way at a time; writes are streamed, since nobody here reads them.
-template <int kVecs, int kKeys, class Row, class Out>
-__device__ inline void copy_rows(const Row& row, Out* out, uint32_t num_vecs, uint32_t num_keys) {
+// Copies the rows of a warp's keys, `row` in the lanes of the keys, to the places of keys from number
+// `first_key` on. A row is `dim` float32, and kVecs of Vec where known at compile time. Reads are
+// independent of each other, so many are under way at a time; writes are streamed, since nobody here
+// reads them.
+template <int kVecs, int kKeys, class Row, class Places>
+__device__ inline void copy_rows(const Row& row, const Places& out, uint64_t first_key,
+                                 uint32_t dim, uint32_t num_keys) {
   using Vec = typename Row::Vec;
-  using Word = decltype(as_output(Vec(), out));
-  const uint32_t vecs = kVecs != 0 ? kVecs : num_vecs;
+  using Word = decltype(as_output(Vec(), out.data));
+  const auto words = out.template of_warp<Word>(first_key, dim);
+  const uint32_t vecs = kVecs != 0 ? kVecs : dim * sizeof(float) / sizeof(Vec);
   const uint32_t total = num_keys * vecs;
   constexpr int kUnroll = kVecs != 0 ? (kKeys * kVecs / kWarp < 4 ? kKeys * kVecs / kWarp : 4) : 4;
   for (uint32_t begin = 0; begin < total; begin += kWarp * kUnroll) {
@@ -79,7 +80,9 @@ __device__ inline void copy_rows(const Row& row, Out* out, uint32_t num_vecs, ui
 #pragma unroll
     for (int u = 0; u < kUnroll; ++u) {
       const uint32_t i = begin + u * kWarp + lane_number();
-      if (i < total) __stcs(reinterpret_cast<Word*>(out) + i, as_output(values[u], out));
+      const uint32_t key = i / vecs;
+      Word* const to = words.at(i, key, i - key * vecs);
+      if (i < total) __stcs(to, as_output(values[u], out.data));
     }
   }
 }
@@ -122,23 +125,22 @@ inline bool is_aligned(const void* address) {
   return reinterpret_cast<uintptr_t>(address) % 16 == 0;
 }
 
-// Calls `run` with a float4 where rows of `dim` at `address` can be copied as such, else with a
-// float.
+// Calls `run` with a float4 where rows of `dim` can be copied as such, else with a float.
 template <class Run>
-void with_vec(uint64_t dim, const void* address, const Run& run) {
-  if (dim % 4 == 0 && is_aligned(address)) {
+void with_vec(uint64_t dim, bool aligned, const Run& run) {
+  if (dim % 4 == 0 && aligned) {
     run(float4());
   } else {
     run(float());
   }
 }
 
-// Calls `run(shape, keys, rows)`, where the pointers have the types of the keys and of the output.
+// Calls `run(shape, keys, places)`, of the types of the keys and of the output.
 template <class Run>
 void with_types(const Keys& keys, const Output& out, uint64_t dim, bool aligned, const Run& run) {
   with_row_shape(dim, aligned, [&](auto shape) {
     with_key_type(keys, [&](auto* data) {
-      with_row_type(out, [&](auto* rows) { run(shape, data, rows); });
+      with_places(out, [&](auto places) { run(shape, data, places); });
     });
   });
 }

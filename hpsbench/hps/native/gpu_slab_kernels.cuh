@@ -163,9 +163,9 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 // Copies the rows in these slots, and the default where there is none.
-template <class Shape, class Out>
+template <class Shape, class Places>
 __global__ void __launch_bounds__(kThreads)
-    slab_copy(const SlabView slabs, const uint32_t* slots, uint32_t num_keys, Out* out) {
+    slab_copy(const SlabView slabs, const uint32_t* slots, uint32_t num_keys, const Places out) {
   using Vec = typename Shape::Vec;
   const uint32_t first = static_cast<uint32_t>(warp_number() * Shape::kKeys);
   if (first >= num_keys) return;
@@ -173,27 +173,26 @@ __global__ void __launch_bounds__(kThreads)
   const uint32_t slot = lane_number() < count ? slots[first + lane_number()] : kNoSlot;
   const float* const source =
       slot != kNoSlot ? slabs.rows + uint64_t{slot} * slabs.dim : slabs.default_row;
-  copy_rows<Shape::kVecs, Shape::kKeys>(
-      Float32Row<Vec>{reinterpret_cast<const Vec*>(source)}, out + uint64_t{first} * slabs.dim,
-      slabs.dim * sizeof(float) / sizeof(Vec), count);
+  copy_rows<Shape::kVecs, Shape::kKeys>(Float32Row<Vec>{reinterpret_cast<const Vec*>(source)}, out,
+                                        first, slabs.dim, count);
 }
 
 // Copies the fetched rows to their positions; where no tier has the key, the default is there.
-template <class Vec, class Out>
+template <class Vec, class Places>
 __global__ void place_rows(const float* rows, const uint8_t* found, uint32_t num_rows,
-                           const uint32_t* positions, Out* out, uint32_t dim) {
+                           const uint32_t* positions, const Places out, uint32_t dim) {
   const uint64_t i = warp_number();
   if (i >= num_rows || found[i] == 0) return;
-  copy_row<Vec>(rows + i * dim, out + uint64_t{positions[i]} * dim, dim);
+  copy_row<Vec>(rows + i * dim, out.at(positions[i], dim), dim);
 }
 
-template <class Out>
+template <class Places>
 __global__ void repeat_rows(const uint32_t* duplicates, const uint32_t* originals,
-                            uint32_t num_duplicates, Out* out, uint32_t dim) {
+                            uint32_t num_duplicates, const Places out, uint32_t dim) {
   const uint64_t i = warp_number();
   if (i >= num_duplicates) return;
-  const Out* const from = out + uint64_t{originals[i]} * dim;
-  Out* const to = out + uint64_t{duplicates[i]} * dim;
+  const auto* const from = out.at(originals[i], dim);
+  auto* const to = out.at(duplicates[i], dim);
   for (uint32_t k = lane_number(); k < dim; k += kWarp) to[k] = from[k];
 }
 

@@ -70,7 +70,7 @@ class SlabTable : public Table {
   void lookup(const Keys& keys, const Output& out, cudaStream_t stream) override {
     for (uint64_t begin = 0; begin < keys.count; begin += pool_.max_keys()) {
       const uint64_t count = std::min(pool_.max_keys(), keys.count - begin);
-      lookup_part(keys.part(begin, count), out.from(begin * dim()), stream);
+      lookup_part(keys.part(begin, count), out.from(begin, dim()), stream);
     }
     lookups_.fetch_add(1, std::memory_order_relaxed);
   }
@@ -110,7 +110,7 @@ class SlabTable : public Table {
                cudaStream_t stream) override {
     order_.write(stream, [&] {
       ++generation_;
-      with_vec(dim(), rows, [&](auto vec) {
+      with_vec(dim(), is_aligned(rows), [&](auto vec) {
         rewrite_slots<decltype(vec)><<<num_blocks(num_keys), kThreads, 0, stream>>>(
             view_, keys, rows, num_keys, flags);
       });
@@ -152,7 +152,7 @@ class SlabTable : public Table {
         workspace->probed.record(probing);
         if (probing != stream) workspace->probed.hold(stream);
         clock_.time(sampled, kProbe, stream, [&] {
-          launch_copy(workspace->slots.get() + begin, end - begin, out.from(begin * dim()),
+          launch_copy(workspace->slots.get() + begin, end - begin, out.from(begin, dim()),
                       stream);
         });
       }
@@ -179,9 +179,9 @@ class SlabTable : public Table {
     fetch_missing(lists, counts.missing_keys, stamp, workspace->staging, out, sampled, stream);
     if (counts.duplicates == 0) return;
     clock_.time(sampled, kMerge, stream, [&] {
-      with_row_type(out, [&](auto* rows) {
+      with_places(out, [&](auto places) {
         repeat_rows<<<num_blocks(counts.duplicates), kThreads, 0, stream>>>(
-            lists.duplicates, lists.originals, counts.duplicates, rows, view_.dim);
+            lists.duplicates, lists.originals, counts.duplicates, places, view_.dim);
       });
       check_launch("repeat_rows");
     });
@@ -200,12 +200,12 @@ class SlabTable : public Table {
 
   void launch_copy(const uint32_t* slots, uint64_t num_keys, const Output& out,
                    cudaStream_t stream) {
-    with_row_shape(dim(), is_aligned(out.data), [&](auto shape) {
-      with_row_type(out, [&](auto* rows) {
+    with_row_shape(dim(), out.is_aligned(), [&](auto shape) {
+      with_places(out, [&](auto places) {
         using Shape = decltype(shape);
         const uint64_t num_warps = (num_keys + Shape::kKeys - 1) / Shape::kKeys;
         slab_copy<Shape><<<num_blocks(num_warps), kThreads, 0, stream>>>(
-            view_, slots, static_cast<uint32_t>(num_keys), rows);
+            view_, slots, static_cast<uint32_t>(num_keys), places);
       });
     });
     check_launch("slab_copy");
@@ -229,11 +229,11 @@ class SlabTable : public Table {
 
   void place(const Staging::Half& fetched, const uint32_t* positions, uint64_t num_rows,
              const Output& out, cudaStream_t stream) {
-    with_vec(dim(), out.data, [&](auto vec) {
-      with_row_type(out, [&](auto* rows) {
+    with_vec(dim(), out.is_aligned(), [&](auto vec) {
+      with_places(out, [&](auto places) {
         place_rows<decltype(vec)><<<num_blocks(num_rows), kThreads, 0, stream>>>(
             fetched.device_rows.get(), fetched.device_found.get(),
-            static_cast<uint32_t>(num_rows), positions, rows, view_.dim);
+            static_cast<uint32_t>(num_rows), positions, places, view_.dim);
       });
     });
     check_launch("place_rows");
@@ -261,7 +261,7 @@ class SlabTable : public Table {
     if (num_sets_ == 0) return;
     order_.write(stream, [&] {
       if (generation_ != generation) return;
-      with_vec(dim(), fetched.device_rows.get(), [&](auto vec) {
+      with_vec(dim(), is_aligned(fetched.device_rows.get()), [&](auto vec) {
         insert_rows<decltype(vec)><<<num_blocks(num_keys), kThreads, 0, stream>>>(
             view_, keys, fetched.device_found.get(), fetched.device_rows.get(),
             static_cast<uint32_t>(num_keys), stamp);

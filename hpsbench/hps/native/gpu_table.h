@@ -47,14 +47,25 @@ struct Keys {
   }
 };
 
-// Where rows go, on the GPU.
+// Where rows go, on the GPU: one after another, or (float32) those of each sample's keys one after
+// another.
 struct Output {
   void* data;
   hps_row_type type;
+  uint32_t keys_per_sample = 0;  // 0: of all samples one after another
+  uint32_t skipped = 0;          // values between the rows of a sample and those of the next
+  uint32_t first_key = 0;        // the number of the first key, from the first of a sample on
 
+  bool is_dense() const { return keys_per_sample == 0; }
   uint64_t value_bytes() const { return type == HPS_FLOAT16 ? sizeof(__half) : sizeof(float); }
-  Output from(uint64_t num_values) const {
-    return {static_cast<char*>(data) + num_values * value_bytes(), type};
+  // Where the rows of keys from number `num_keys` on go. What lies between samples is not in `data`.
+  Output from(uint64_t num_keys, uint64_t dim) const {
+    return {static_cast<char*>(data) + num_keys * dim * value_bytes(), type, keys_per_sample,
+            skipped, is_dense() ? 0 : first_key + static_cast<uint32_t>(num_keys)};
+  }
+  // Whether rows whose size is a multiple of 16 bytes all begin at one.
+  bool is_aligned() const {
+    return reinterpret_cast<uintptr_t>(data) % 16 == 0 && skipped * value_bytes() % 16 == 0;
   }
 };
 
@@ -118,16 +129,6 @@ void with_key_type(const Keys& keys, const Run& run) {
     run(static_cast<const int64_t*>(keys.data));
   } else {
     run(static_cast<const int32_t*>(keys.data));
-  }
-}
-
-// Lets the values of rows have their type in a call of `run`.
-template <class Run>
-void with_row_type(const Output& out, const Run& run) {
-  if (out.type == HPS_FLOAT16) {
-    run(static_cast<__half*>(out.data));
-  } else {
-    run(static_cast<float*>(out.data));
   }
 }
 

@@ -1,4 +1,4 @@
-// HpsConcatLookup: the rows of several tables side by side in one matrix.
+// HpsConcatLookup: the rows of several tables, and tensors that are given, side by side in one matrix.
 //
 // What a lookup per table, its reshape to [samples, width] and a concatenation along the last axis
 // give, in one pass: a row goes where it ends up. The kernel for GPUs is in op_concat_gpu.cc.
@@ -16,9 +16,11 @@ namespace {
 
 using tensorflow::shape_inference::InferenceContext;
 
-// Not stateful, as HpsLookup is not.
+// `widths` has the values per sample of each input, and `order` their numbers from left to right, as
+// they are where it is empty. Not stateful, as HpsLookup is not.
 REGISTER_OP("HpsConcatLookup")
     .Input("ids: num_tables * Tkeys")
+    .Input("given: num_given * float")
     .Output("embeddings: float")
     .Attr("num_tables: int >= 1")
     .Attr("Tkeys: {int32, int64}")
@@ -28,6 +30,8 @@ REGISTER_OP("HpsConcatLookup")
     .Attr("widths: list(int)")
     .Attr("ps_config_file: string = ''")
     .Attr("global_batch_size: int = 1")
+    .Attr("num_given: int >= 0 = 0")
+    .Attr("order: list(int) = []")
     .SetShapeFn([](InferenceContext* c) {
       std::vector<int64_t> widths;
       TF_RETURN_IF_ERROR(c->GetAttr("widths", &widths));
@@ -53,8 +57,15 @@ class CpuConcatLookupKernel : public ConcatLookupKernel<Key> {
     ctx->set_output(0, embeddings);
     if (num_samples == 0) return;
     std::vector<const Key*> keys;
-    for (int t = 0; t < ctx->num_inputs(); ++t) keys.push_back(ctx->input(t).flat<Key>().data());
-    this->look_up_side_by_side(ctx, model.get(), keys, num_samples,
+    std::vector<const float*> given;
+    for (int i = 0; i < ctx->num_inputs(); ++i) {
+      if (i < this->num_tables()) {
+        keys.push_back(ctx->input(i).flat<Key>().data());
+      } else {
+        given.push_back(ctx->input(i).flat<float>().data());
+      }
+    }
+    this->look_up_side_by_side(ctx, model.get(), keys, given, num_samples,
                                embeddings.flat<float>().data());
   }
 

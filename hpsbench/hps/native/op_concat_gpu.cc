@@ -1,4 +1,5 @@
-// HpsConcatLookup on a GPU: one lookup for all tables, and one kernel that joins what it gives.
+// HpsConcatLookup on a GPU: one lookup for all tables, whose rows go where they end up, and one kernel
+// that copies what is given.
 #include <vector>
 
 #include "concat_lookup_kernel.h"
@@ -8,9 +9,6 @@
 namespace hps {
 
 namespace {
-
-// In floats: rows of every table begin at an address that is 16-byte aligned.
-constexpr int64_t kAlignment = 4;
 
 template <class Key>
 class GpuConcatLookupKernel : public ConcatLookupKernel<Key> {
@@ -37,41 +35,43 @@ class GpuConcatLookupKernel : public ConcatLookupKernel<Key> {
  private:
   absl::Status ask_cache(OpKernelContext* ctx, const GpuCall& call, int64_t num_samples,
                          float* out) const {
-    std::vector<int64_t> offsets;
-    int64_t total = 0;
-    for (const int64_t width : this->widths_) {
-      offsets.push_back(total);
-      total += (num_samples * width + kAlignment - 1) / kAlignment * kAlignment;
-    }
-    // The allocator of the GPU gives it to others in the order of the stream.
-    Tensor rows;
-    TF_RETURN_IF_ERROR(
-        ctx->allocate_temp(tensorflow::DT_FLOAT, TensorShape({total}), &rows));
-    float* const base = rows.flat<float>().data();
     std::vector<hps_gpu_part> parts;
     std::vector<hps_gpu_columns> columns;
-    for (size_t t = 0; t < offsets.size(); ++t) {
-      const Tensor& ids = ctx->input(static_cast<int>(t));
-      parts.push_back({static_cast<int32_t>(this->table_ids_[t]), ids.flat<Key>().data(),
-                       static_cast<uint64_t>(ids.NumElements()), base + offsets[t]});
-      columns.push_back({base + offsets[t], static_cast<uint64_t>(this->widths_[t])});
+    for (const auto& block : this->blocks_) {
+      const Tensor& input = ctx->input(block.input);
+      float* const to = out + block.first_column;
+      if (block.is_given()) {
+        columns.push_back(
+            {input.flat<float>().data(), static_cast<uint64_t>(block.width), to});
+      } else {
+        parts.push_back({static_cast<int32_t>(this->table_ids_[block.input]),
+                         input.flat<Key>().data(), static_cast<uint64_t>(input.NumElements()), to,
+                         static_cast<uint64_t>(block.keys_per_sample),
+                         static_cast<uint64_t>(this->width_)});
+      }
     }
-    TF_RETURN_IF_ERROR(call.look_up<Key>(parts, HPS_FLOAT32));
-    return call.join(columns, num_samples, out);
+    // First, so that the GPU has work while the host waits to know which keys a cache lacks.
+    if (!columns.empty()) {
+      TF_RETURN_IF_ERROR(call.copy_columns(columns, num_samples, this->width_));
+    }
+    return call.look_up<Key>(parts, HPS_FLOAT32);
   }
 
   absl::Status ask_host(OpKernelContext* ctx, const GpuCall& call, hps_model* model,
                         int64_t num_samples, float* out) const {
-    std::vector<Tensor> copied(this->widths_.size());
-    std::vector<const Key*> keys(copied.size());
-    for (size_t t = 0; t < copied.size(); ++t) {
-      TF_RETURN_IF_ERROR(call.ids_on_host(static_cast<int>(t), &copied[t], &keys[t]));
+    std::vector<Tensor> copied(ctx->num_inputs());
+    std::vector<const Key*> keys(this->num_tables());
+    std::vector<const float*> given(ctx->num_inputs() - this->num_tables());
+    for (int i = 0; i < ctx->num_inputs(); ++i) {
+      const int number = i - this->num_tables();
+      TF_RETURN_IF_ERROR(number < 0 ? call.ids_on_host(i, &copied[i], &keys[i])
+                                    : call.values_on_host(i, &copied[i], &given[number]));
     }
     Tensor rows;
     TF_RETURN_IF_ERROR(call.allocate_on_host(
         tensorflow::DT_FLOAT, TensorShape({num_samples, this->width_}), &rows));
-    if (!kIdsOnHost<Key>) TF_RETURN_IF_ERROR(call.wait());
-    this->look_up_side_by_side(ctx, model, keys, num_samples, rows.flat<float>().data());
+    if (!kIdsOnHost<Key> || !given.empty()) TF_RETURN_IF_ERROR(call.wait());
+    this->look_up_side_by_side(ctx, model, keys, given, num_samples, rows.flat<float>().data());
     TF_RETURN_IF_ERROR(call.send(rows, out));
     return call.wait();  // the temporary tensors end with this call
   }

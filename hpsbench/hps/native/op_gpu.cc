@@ -37,7 +37,7 @@ class GpuLookupKernel : public LookupKernel<Key, Row> {
     std::vector<hps_gpu_part> gpu_parts;
     for (size_t i = 0; i < parts.size(); ++i) {
       gpu_parts.push_back({static_cast<int32_t>(this->table_ids_[i]), parts[i].keys,
-                           static_cast<uint64_t>(parts[i].num_keys), parts[i].out});
+                           static_cast<uint64_t>(parts[i].num_keys), parts[i].out, 0, 0});
     }
     return call.look_up<Key>(gpu_parts, kRowType);
   }

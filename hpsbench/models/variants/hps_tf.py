@@ -26,7 +26,11 @@ def export(build: DlrmBuild) -> None:
         global_batch_size=max(suite.load.batch_sizes),
     )
     model = dlrm_model(lookup, build.dense, suite.dlrm.num_slots)
-    export_savedmodel(model, build.repository.version_folder("hps_tf") / "model.savedmodel")
+    path = build.repository.version_folder("hps_tf") / "model.savedmodel"
+    export_savedmodel(model, path)
+    # NVIDIA's parameter server gives the vectors a tensor of their own, and XLA takes them so.
+    if hasattr(hps, "export_fused") and not suite.servers.xla:
+        hps.export_fused(path, path)
     add_savedmodel_server(
         build,
         "hps_tf",

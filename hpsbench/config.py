@@ -182,6 +182,10 @@ class HpsConfig:
     hit_rate_threshold: float = 1.0
 
     def __post_init__(self) -> None:
+        _require(
+            all(part.isidentifier() for part in self.module.split(".")),
+            "hps.module", self.module, "the name of a Python module",
+        )  # fmt: skip
         for name in ("gpucacheper", "hit_rate_threshold"):
             _require(getattr(self, name) >= 0, f"hps.{name}", getattr(self, name), "0 or more")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from hpsbench.errors import ConfigError
 from hpsbench.machine import find_gpus
 from hpsbench.models.variants import select_variants
 from hpsbench.presets import load_suite, preset_names
+from hpsbench.servers.attach import parse_url
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +33,20 @@ class BenchOptions:
     def interrupted_dir(self) -> Path:
         """Where sessions keep what they have measured until their run is stored."""
         return self.runs_dir.parent / "interrupted"
+
+
+def require_hps_module(suite: Suite) -> None:
+    """Raise ConfigError where the parameter server under test is not installed."""
+    module = suite.hps.module
+    try:
+        found = find_spec(module)
+    except (ImportError, ValueError):
+        found = None
+    if found is None:
+        raise ConfigError(
+            f"hps.module is {module}, and Python finds no such module",
+            hint="install it, or leave out --hps-module for hpsbench.hps",
+        )
 
 
 def default_preset() -> str:
@@ -110,7 +126,11 @@ def resolve_options(config: pytest.Config) -> BenchOptions:
         overrides.append(f"servers.triton={given.triton}")
     if given.hps_module is not None:
         overrides.append(f"hps.module={given.hps_module}")
-    suite = load_suite(given.preset or default_preset(), overrides)
+    suite = load_suite(default_preset() if given.preset is None else given.preset, overrides)
+    if "://" in suite.servers.triton:
+        parse_url(suite.servers.triton)
+    if given.baselines == "":
+        raise ConfigError("--baselines '' names no folder", hint="leave it out for baselines")
     strict = suite.gate.strict or environment().ci
     strict = strict if given.strict_gate is None else given.strict_gate
     variants = None

@@ -21,7 +21,7 @@ from hpsbench.load_curve import LoadCurve
 from hpsbench.machine import find_gpus, this_machine
 from hpsbench.measurements import Measurement
 from hpsbench.models.variants import default_variants
-from hpsbench.options import BenchOptions, add_options, resolve_options
+from hpsbench.options import BenchOptions, add_options, require_hps_module, resolve_options
 from hpsbench.report import files, html, markdown, terminal
 from hpsbench.report.contents import earlier_runs, gather
 from hpsbench.report.junit import verdict_properties
@@ -133,6 +133,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     options, machine = config.stash[OPTIONS_KEY], this_machine()
     try:
         # Whatever is wrong with these is better said before the measuring than after.
+        require_hps_module(options.suite)
         stored = baselines.load(options.baselines_dir, machine.cls)
         runs.prepare(options.runs_dir)
     except BenchError as error:

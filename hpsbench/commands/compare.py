@@ -18,6 +18,7 @@ from hpsbench.duets.decision import BASELINE, CANDIDATE, DuetPolicy
 from hpsbench.duets.pairs import fresh_pair
 from hpsbench.duets.requests import option_requests, same_requests
 from hpsbench.errors import ConfigError
+from hpsbench.load.inputs import require_input_data
 from hpsbench.machine import this_machine
 from hpsbench.presets import load_suite
 from hpsbench.report import files, junit, markdown, resolution
@@ -112,6 +113,7 @@ def _command(given: argparse.Namespace) -> int:
         )
     for path in (given.junit, given.markdown):
         files.require_place(path)
+    require_input_data(given.input_data)
     options = option_requests(given.shape, models, data=given.data, input_data=given.input_data)
     config = _server_config(given.overrides, given.triton)
     with ExitStack() as stack:

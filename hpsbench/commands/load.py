@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from hpsbench import load_results, runs
+from hpsbench.commands.parsers import whole
 from hpsbench.commands.request_options import add_request_options
 from hpsbench.config import ARRIVALS, ServerConfig
 from hpsbench.duets import comparisons
@@ -16,7 +17,7 @@ from hpsbench.errors import ConfigError
 from hpsbench.gate import EXIT_NO_VERDICT, EXIT_PASSED
 from hpsbench.load.arrivals import Arrivals, read_intervals
 from hpsbench.load.client import connect
-from hpsbench.load.inputs import Requests, parse_shapes
+from hpsbench.load.inputs import Requests, parse_shapes, require_input_data
 from hpsbench.load_curve import LoadCurve
 from hpsbench.load_results import LoadResult
 from hpsbench.load_session import LoadPlan, measure_load
@@ -28,6 +29,9 @@ from hpsbench.servers.triton import running_triton
 
 LOG = runs.FOLDER.parent / "load.log"
 _DEFAULTS = LoadPlan()
+#: Of one rate: all are planned ahead, and every record of them is kept.
+_MAX_REQUESTS = 10_000_000
+_MAX_DURATION_S = 7 * 24 * 3600
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -95,7 +99,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     load.add_argument(
         "--seed",
-        type=int,
+        type=whole,
         default=0,
         metavar="N",
         help="seed of the arrivals (default: %(default)s)",
@@ -132,6 +136,18 @@ def plan_of(given: argparse.Namespace) -> LoadPlan:
         for value in values:
             if not math.isfinite(value):
                 raise ConfigError(f"{option} {value} has no end", hint="give a finite number")
+    whole_s = given.duration + given.warm_up
+    if whole_s > _MAX_DURATION_S:
+        raise ConfigError(
+            f"--duration and --warm-up are {whole_s:g} s, more than a week",
+            hint="lower --duration or --warm-up",
+        )
+    for rate_hz in given.rate:
+        if rate_hz * whole_s > _MAX_REQUESTS:
+            raise ConfigError(
+                f"--rate {rate_hz:g} for {whole_s:g} s is more than {_MAX_REQUESTS:,} requests",
+                hint="lower --rate or --duration",
+            )
     try:
         return LoadPlan(
             rates_hz=tuple(given.rate) or ((recorded_hz,) if recorded_hz else ()),
@@ -153,6 +169,7 @@ def _command(given: argparse.Namespace) -> int:
     requests = Requests(
         shapes=parse_shapes(given.shape), data=given.data, input_data=given.input_data
     )
+    require_input_data(given.input_data)
     files.require_place(given.json)
     files.require_place(LOG)
     LOG.write_bytes(b"")

@@ -21,6 +21,8 @@ DATA = ("random", "zero")
 #: Made-up integers stay below it: they are mostly keys, and few tables are smaller.
 INTEGERS_BELOW = 100
 _BYTES_LENGTH = 16
+#: Of one tensor: HTTP and gRPC carry 2 GiB at most.
+_MAX_VALUES = 1 << 31
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,9 +55,15 @@ def parse_shapes(options: Sequence[str]) -> dict[str, tuple[int, ...]]:
             shape = tuple(int(n) for n in text.split(","))
         except ValueError:
             shape = ()
-        if not name or not shape or min(shape) < 0:
+        if not name or not shape or min(shape) < 1:
             raise ConfigError(
-                f"--shape {option!r} is not NAME:N,N", hint="for example --shape ids:1,26"
+                f"--shape {option!r} is not NAME:N,N, whole numbers from 1",
+                hint="for example --shape ids:1,26",
+            )
+        if math.prod(shape) > _MAX_VALUES:
+            raise ConfigError(
+                f"--shape {option!r} is more values than a request can carry",
+                hint="give a smaller shape",
             )
         shapes[name] = shape
     return shapes
@@ -112,6 +120,12 @@ def read_input_data(
         }
         for first in range(0, max(1, len(samples) - batch_size + 1), batch_size)
     ]
+
+
+def require_input_data(path: Path | None) -> None:
+    """Raise ConfigError now for a file that `read_input_data` could not read; None is none."""
+    if path is not None:
+        _entries(path)
 
 
 def _require_unbatched(path: Path, batch_size: int) -> None:
@@ -207,7 +221,7 @@ def _entries(path: Path) -> list[dict[str, Any]]:
             raise ValueError("no list of objects")
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}", hint="check the path") from error
-    except (ValueError, KeyError, TypeError, IndexError) as error:
+    except (ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
         raise ConfigError(
             f"{path} is no input data: {error}",
             hint='write {"data": [{"input": [1, 2]}]}, as perf_analyzer reads it',

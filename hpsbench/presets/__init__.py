@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from importlib import resources
@@ -128,12 +129,16 @@ def _section(preset: str, section: str, cls: type, values: Any) -> Any:
     return cls(**arguments)
 
 
+#: No whole number beyond it needs to be a float, and some cannot.
+_LARGEST_WHOLE = 1 << 63
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a string"}
 
 
 def _convert(path: str, wanted: Any, value: Any) -> Any:
     if wanted is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        value = float(value) if abs(value) < _LARGEST_WHOLE else math.inf
+    if wanted is float and isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{path} is {value}", hint="write a finite number")
     if wanted == tuple[int, ...]:
         if isinstance(value, list) and all(type(v) is int for v in value):
             return tuple(value)

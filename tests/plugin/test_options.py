@@ -88,6 +88,37 @@ def test_the_gate_is_strict_where_asked_or_under_ci(
         pytest.param(
             "--triton=nvidia", ["ERROR: servers.triton is 'nvidia', and must be *"], id="triton"
         ),
+        pytest.param("--preset=", ["ERROR: unknown preset ''"], id="preset empty"),
+        pytest.param(
+            "--set=load.measure_s=inf",
+            ["ERROR: load.measure_s is inf", "*hint: write a finite number"],
+            id="endless",
+        ),
+        pytest.param("--set=load.measure_s=nan", ["ERROR: load.measure_s is nan"], id="nan"),
+        pytest.param(
+            f"--set=load.measure_s=1{'0' * 400}", ["ERROR: load.measure_s is inf"], id="too large"
+        ),
+        pytest.param("--set=load.launches=-1", ["ERROR: load.launches is -1, *"], id="negative"),
+        pytest.param("--triton=http://", ["ERROR: http:// is no address of *"], id="no host"),
+        pytest.param("--triton=ftp://x", ["ERROR: ftp://x is no address of *"], id="no http"),
+        pytest.param(
+            "--triton=http://x:port", ["ERROR: http://x:port is no address of *"], id="no port"
+        ),
+        pytest.param("--hps-module=", ["ERROR: hps.module is '', and must be *"], id="no module"),
+        pytest.param(
+            "--hps-module=a b", ["ERROR: hps.module is 'a b', and must be *"], id="module's name"
+        ),
+        pytest.param(
+            "--hps-module=absent.part",
+            ["ERROR: hps.module is absent.part, and Python finds no such module"],
+            id="absent module",
+        ),
+        pytest.param("--baselines=", ["ERROR: --baselines '' names no folder"], id="baselines"),
+        pytest.param(
+            "--baselines=script.json",
+            ["ERROR: cannot read baselines in *script.json*: Not a directory"],
+            id="baselines that are a file",
+        ),
         pytest.param("--variants=,", ["ERROR: --variants ',' names no variant"], id="variants"),
         pytest.param(
             "--variants=fused",
@@ -104,6 +135,7 @@ def test_what_cannot_be_is_a_usage_error(
 ) -> None:
     result = session(argument)
     assert result.ret == 4
+    result.stdout.no_fnmatch_line("*passed*")
     result.stderr.fnmatch_lines(lines)
     result.stderr.no_fnmatch_line("*Traceback*")
 

@@ -46,11 +46,27 @@ def refused(
         ("selftest --quick --sessions 5", "--quick and --sessions both say how many decisions"),
         ("load folder --model m --json file/x.json", "report file/x.json: Not a directory"),
         ("load folder --model m --json folder", "cannot write the report folder: Is a directory"),
+        ("load folder --model m --rate 1e300", "more than 10,000,000 requests"),
+        ("load folder --model m --duration 1e300", "more than a week"),
+        ("load folder --model m --warm-up nan", "--warm-up nan has no end"),
+        ("load folder --model m --seed -1", "--seed: -1 is no whole number from 0"),
+        ("load folder --model m --connections 0", "a load needs a connection"),
+        ("load folder --model m --shape x:0", "--shape 'x:0' is not NAME:N,N"),
+        ("load folder --model m --shape x:9,999999999", "more values than a request can carry"),
+        ("load folder --model m --input-data file", "file is no input data: Expecting value"),
         ("load folder --model m --batch-size 0", "--batch-size: 0 is no whole number from 1"),
         ("load folder --model m --input-data absent", "--input-data: absent is no file"),
         (
             "compare --baseline folder --candidate folder --model m --junit folder",
             "cannot write the report folder: Is a directory",
+        ),
+        (
+            "compare --baseline folder --candidate folder --model m --input-data file",
+            "file is no input data: Expecting value",
+        ),
+        (
+            "compare --baseline folder --candidate folder --model m --shape x:0",
+            "--shape 'x:0' is not NAME:N,N",
         ),
         (
             "compare --baseline folder --candidate folder --model m --input-data folder",
@@ -60,6 +76,21 @@ def refused(
 )
 def test_what_cannot_be_used_is_refused(refused: Refused, arguments: str, problem: str) -> None:
     assert problem in refused(*arguments.split())
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "baseline update file",
+        "report file",
+        "selftest --merge file",
+        "load folder --model m --input-data file",
+        "doctor --config file",
+    ],
+)
+def test_json_nested_too_deeply_is_no_traceback(refused: Refused, command: str) -> None:
+    Path("file").write_text("[" * 200_000)
+    assert "maximum recursion depth exceeded" in refused(*command.split())
 
 
 def test_a_file_where_the_log_belongs_is_named(refused: Refused) -> None:

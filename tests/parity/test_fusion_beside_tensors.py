@@ -134,6 +134,14 @@ LEFT = {
         lambda ids, dense: tf.concat([lookup(ids), tf.tile(dense[:, None], [1, SLOTS, 1])], axis=2),
         None,
     ),
+    "along the vectors, from the end": (
+        lambda ids, dense: tf.concat([tf.tile(dense[:, None], [1, SLOTS, 1]), lookup(ids)], -1),
+        None,
+    ),
+    "along the samples, from the end": (
+        lambda ids, dense: tf.concat([tf.tile(dense, [1, SLOTS]), flat(ids)], axis=-2),
+        None,
+    ),
     "along the samples": (
         lambda ids, dense: tf.concat([lookup(ids), tf.tile(dense[:, None], [1, SLOTS, 1])], axis=0),
         None,

@@ -14,9 +14,12 @@ import hpsbench.hps as hps
 from hpsbench.config import DlrmConfig
 from hpsbench.errors import HpsError
 from hpsbench.hps import session
+from hpsbench.models.build import build_repository
 from hpsbench.models.dlrm import forward, seeded_weights
 from hpsbench.models.keras_dlrm import dense_model, dlrm_model
 from hpsbench.models.savedmodel import export_savedmodel
+from hpsbench.models.variants import select_variants
+from hpsbench.presets import load_suite
 
 SLOTS, DIM = 26, 16
 TABLES = [seeded_table(np.arange(1000) * 3, DIM, default=i - 0.5, seed=i) for i in range(3)]
@@ -229,6 +232,18 @@ def test_a_served_dlrm_has_its_vectors_beside_the_dense_one(tmp_path, device):
             expected = forward(weights, TABLES[0].answer(ids.numpy()), numerical)
             # TensorFlow may compute matrix products in TF32 on a GPU.
             np.testing.assert_allclose(answer["output_1"], expected, rtol=0, atol=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("xla", "operations"),
+    [(False, {"HpsConcatLookup"}), (True, {"HpsLookup"})],
+    ids=["as served", "with XLA"],
+)
+def test_hps_tf_is_exported_so_unless_xla_takes_the_vectors(tmp_path, xla, operations):
+    suite = load_suite("smoke", [f"servers.xla={str(xla).lower()}", "tables.embedding_dim=16"])
+    build = build_repository(suite, select_variants(["hps_tf"], suite), tmp_path / "built")
+    path = build.repository.version_folder("hps_tf") / "model.savedmodel"
+    assert set(lookups_in(path)) == operations
 
 
 def lookups_in(saved_model):

@@ -29,8 +29,8 @@ from hpsbench.session import run_participants
 from hpsbench.stages import profile
 from hpsbench.telemetry import Watch, unwatched
 
-#: Traced pairs of requests in each launch of a confirming session: 80 in all, for medians.
-TRACED = 8
+#: Traced pairs of requests in each launch of a second session: 100 in all, for medians.
+TRACED = 10
 
 # A duet counts requests, so the time that the loop would fill beyond them is none.
 _NO_TIME_S = 1e-9

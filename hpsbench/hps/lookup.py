@@ -26,7 +26,7 @@ class ModelTables:
 
     Lookups may come from any number of threads, and are answered from host memory. `gpus` are the
     devices on which TensorFlow, and a `GpuLookup`, find the tables cached. Memory is given back
-    with the last reference.
+    with the last reference, or by `release`.
     """
 
     def __init__(
@@ -144,6 +144,15 @@ class ModelTables:
         """Let databases and background threads go; mapped and updated rows still answer."""
         self._stop_refreshing()
         self._tiers.close()
+
+    def release(self) -> None:
+        """Close, and give the memory back now; asking the tables then raises HpsError.
+
+        Nothing may be asking them meanwhile. What others hold of them stays: an operation of
+        TensorFlow's that is running, or a `DeviceArray`.
+        """
+        self.close()
+        self._native.release()
 
     def statistics(self) -> dict[str, dict[str, Any]]:
         """Return each table's `TableFacts`, as a dict, by the table's name.

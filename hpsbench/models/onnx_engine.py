@@ -18,7 +18,9 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
+from hpsbench.errors import ServerError
 from hpsbench.machine import find_gpus
+from hpsbench.models.cuda_capture import one_at_a_time_at_first
 
 TENSORRT, CUDA, CPU = (
     f"{name}ExecutionProvider" for name in ("Tensorrt", "CUDA", "CPU")
@@ -73,7 +75,7 @@ class OnnxEngine:
         session_options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         if options.device is not None:
             preload_cuda()  # what is missing shows in `provider`
-        self._session = onnxruntime.InferenceSession(
+        self._its_session: onnxruntime.InferenceSession | None = onnxruntime.InferenceSession(
             model if isinstance(model, bytes) else str(model),
             session_options,
             providers=_providers(model, options),
@@ -82,6 +84,14 @@ class OnnxEngine:
         self.provider: str = self._session.get_providers()[0]
         #: Nodes that run on the CPU although the engine is on a GPU; their values are copied.
         self.fallback_nodes = self._fallback_nodes()
+
+    def close(self) -> None:
+        """Give memory and threads back, as soon as what was bound is gone, too.
+
+        Until then, running it is a ServerError.
+        """
+        # Each of the inputs holds the session, too.
+        self._its_session, self.inputs = None, {}
 
     @property
     def description(self) -> str:
@@ -126,7 +136,11 @@ class OnnxEngine:
             options.add_run_config_entry("disable_synchronize_execution_providers", "1")
         if self.uses_cuda_graphs:
             options.add_run_config_entry("gpu_graph_id", str(-1 if graph is None else graph))
-        return lambda: self._session.run_with_iobinding(binding, options)
+
+        def run() -> None:
+            self._session.run_with_iobinding(binding, options)
+
+        return one_at_a_time_at_first(run) if self.uses_cuda_graphs else run
 
     def run(
         self, inputs: Mapping[str, npt.NDArray[Any]], outputs: Sequence[str] | None = None
@@ -134,6 +148,12 @@ class OnnxEngine:
         """Return outputs, all or those named, of arrays in host memory."""
         names = list(outputs or [o.name for o in self._session.get_outputs()])
         return dict(zip(names, self._session.run(names, dict(inputs)), strict=True))
+
+    @property
+    def _session(self) -> onnxruntime.InferenceSession:
+        if self._its_session is None:
+            raise ServerError("this engine has been closed", hint="load the model again")
+        return self._its_session
 
     def _fallback_nodes(self) -> tuple[str, ...]:
         if not self.on_gpu:

@@ -19,11 +19,16 @@ import tensorflow as tf
 from hpsbench.models.dlrm import forward, numerical_features, seeded_weights
 from hpsbench.models.keras_dlrm import dense_model
 from hpsbench.models.onnx import convert, half_precision
-from hpsbench.models.onnx_engine import Buffer, EngineOptions, OnnxEngine
+from hpsbench.models.onnx_engine import Buffer, EngineOptions
 from hpsbench.presets import load_suite
 from hpsbench.servers.backend.batch_parts import LARGEST, parts
-from hpsbench.servers.backend.cuda import PinnedMemory, Stream, device_memory
-from hpsbench.servers.backend.dense_engines import DenseEngine, WholeEngine, fused_engine
+from hpsbench.servers.backend.dense_engines import (
+    DenseEngine,
+    WholeEngine,
+    fused_engine,
+    onnx_engine,
+)
+from hpsbench.servers.backend.device_resources import DeviceResources
 
 pytestmark = pytest.mark.gpu
 
@@ -49,22 +54,24 @@ def sample() -> tuple[np.ndarray, np.ndarray]:
 class Modes:
     """Functions that compute one batch and return its answer, by mode."""
 
-    def __init__(self, vectors: np.ndarray, numerical: np.ndarray) -> None:
+    def __init__(
+        self, vectors: np.ndarray, numerical: np.ndarray, resources: DeviceResources
+    ) -> None:
         suite = load_suite("smoke")
         self.weights = seeded_weights(suite.dlrm, DIM)
         self._dense = dense_model(suite.dlrm, self.weights, DIM)
         single = convert(dense_model(suite.dlrm, self.weights, DIM, multiple=8))
         self._models = {"float32": single, "float16": half_precision(single)}
-        self._stream = Stream(0)
+        self._resources, self._stream = resources, resources.stream()
         count = len(vectors)
-        self._numerical = device_memory(numerical.nbytes)
-        self._output = device_memory(count * 4)
-        self._answer = PinnedMemory(count * 4)
+        self._numerical = resources.memory(numerical.nbytes)
+        self._output = resources.memory(count * 4)
+        self._answer = resources.page_locked(count * 4)
         self._vectors = {}
         self._send(self._numerical, numerical)
         for dtype in self._models:
             array = vectors.astype(dtype)
-            self._vectors[dtype] = device_memory(array.nbytes)
+            self._vectors[dtype] = resources.memory(array.nbytes)
             self._send(self._vectors[dtype], array)
         self._on_device = vectors, numerical
         self._engines = {
@@ -108,11 +115,11 @@ class Modes:
         engine: DenseEngine | None
         if fused:
             layers = fused == FUSED_LAYERS
-            engine = fused_engine(model, options, max_samples=LARGEST, fused_layers=layers)
+            engine = fused_engine(model, options, self._resources, LARGEST, fused_layers=layers)
             assert engine is not None
             assert ("fused layers" in engine.description) == layers
         else:
-            whole = OnnxEngine(model.SerializeToString(), options)
+            whole = onnx_engine(model.SerializeToString(), options, self._resources)
             assert whole.on_gpu
             engine = WholeEngine(whole)
         print(f"{engine.description}, {dtype}")
@@ -138,7 +145,7 @@ class Modes:
         # A part at a time, through page-locked memory.
         flat = array.reshape(-1).view(np.uint8)
         step = 64 << 20
-        staged = PinnedMemory(min(step, flat.size))
+        staged = self._resources.page_locked(min(step, flat.size))
         for first in range(0, flat.size, step):
             some = flat[first : first + step]
             staged.view(np.uint8, some.shape, 0)[:] = some
@@ -157,8 +164,9 @@ def microseconds(call: Call) -> float:
 
 
 @pytest.fixture(scope="module")
-def modes(sample: tuple[np.ndarray, np.ndarray]) -> Modes:
-    return Modes(*sample)
+def modes(sample: tuple[np.ndarray, np.ndarray]) -> Iterator[Modes]:
+    with DeviceResources(0) as resources:
+        yield Modes(*sample, resources)
 
 
 @pytest.mark.parametrize("size", BATCH_SIZES)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -10,7 +10,8 @@ import pytest
 from hpsbench.errors import HpsError
 from hpsbench.hps.native.gpu_mlp import bind_logistic, bind_widening
 from hpsbench.servers.backend.cublas_lt import CublasLt, LayerWeights
-from hpsbench.servers.backend.cuda import Stream, captured, device_memory, download, upload
+from hpsbench.servers.backend.cuda import Stream, download, upload
+from hpsbench.servers.backend.device_resources import DeviceResources
 
 pytestmark = pytest.mark.gpu
 
@@ -20,8 +21,14 @@ UNTOUCHED = 0xA5
 
 
 @pytest.fixture(scope="module")
-def stream() -> Stream:
-    return Stream(0)
+def resources() -> Iterator[DeviceResources]:
+    with DeviceResources(0) as resources:
+        yield resources
+
+
+@pytest.fixture(scope="module")
+def stream(resources: DeviceResources) -> Stream:
+    return resources.stream()
 
 
 class Output:
@@ -115,12 +122,14 @@ PRECISIONS = {
 class Layer:
     """A layer on the GPU, and what comes of it in float64."""
 
-    def __init__(self, stream: Stream, precision: str, inputs: int, units: int) -> None:
+    def __init__(
+        self, resources: DeviceResources, stream: Stream, precision: str, inputs: int, units: int
+    ) -> None:
         self.dtype, tensor_float_32, self.allowed = PRECISIONS[precision]
         self._stream, self._kernel = stream, uniform(1, self.dtype, inputs, units)
         self._bias = uniform(2, self.dtype, units)
-        self._weights = LayerWeights.of(self._kernel, self._bias)
-        self._cublas = CublasLt(stream.handle, tensor_float_32=tensor_float_32)
+        self._weights = LayerWeights.of(self._kernel, self._bias, resources)
+        self._cublas = CublasLt(resources, stream.handle, tensor_float_32=tensor_float_32)
 
     def bind(self, samples: int, source: int) -> tuple[Callable[[], None], Output]:
         out = Output(self.dtype, samples, len(self._bias))
@@ -137,9 +146,9 @@ class Layer:
 @pytest.mark.parametrize("precision", list(PRECISIONS))
 @pytest.mark.parametrize(("inputs", "units"), LAYERS)
 def test_a_layer_is_a_product_a_bias_and_relu(
-    stream: Stream, inputs: int, units: int, precision: str
+    resources: DeviceResources, stream: Stream, inputs: int, units: int, precision: str
 ) -> None:
-    layer = Layer(stream, precision, inputs, units)
+    layer = Layer(resources, stream, precision, inputs, units)
     for samples in SAMPLES:
         given = uniform(samples, layer.dtype, samples, inputs)
         queue, out = layer.bind(samples, upload(given))
@@ -149,11 +158,13 @@ def test_a_layer_is_a_product_a_bias_and_relu(
         assert layer.error(given, found) < layer.allowed
 
 
-def test_tensor_float_32_is_used_where_it_may_be_and_only_there(stream: Stream) -> None:
+def test_tensor_float_32_is_used_where_it_may_be_and_only_there(
+    resources: DeviceResources, stream: Stream
+) -> None:
     given = uniform(0, "float32", 1000, 480)
     errors = {}
     for precision in ("float32", "TensorFloat-32"):
-        layer = Layer(stream, precision, 480, 1024)
+        layer = Layer(resources, stream, precision, 480, 1024)
         queue, out = layer.bind(len(given), upload(given))
         queue()
         errors[precision] = layer.error(given, out.read(stream))
@@ -161,11 +172,11 @@ def test_tensor_float_32_is_used_where_it_may_be_and_only_there(stream: Stream) 
     assert errors["TensorFloat-32"] > 1e-5
 
 
-def test_layers_are_captured_in_a_graph(stream: Stream) -> None:
-    layer = Layer(stream, "float16", 480, 1024)
-    source = device_memory(1000 * 480 * 2)
+def test_layers_are_captured_in_a_graph(resources: DeviceResources, stream: Stream) -> None:
+    layer = Layer(resources, stream, "float16", 480, 1024)
+    source = resources.memory(1000 * 480 * 2)
     queue, out = layer.bind(1000, source)
-    launch = captured(queue, stream.handle)
+    launch = resources.graph(queue, stream.handle)
     empty = out.read(stream)
     given = uniform(5, "float16", 1000, 480)
     copy = upload(given)

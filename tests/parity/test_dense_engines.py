@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import onnx
@@ -24,6 +24,7 @@ from hpsbench.servers.backend.answer_check import check_answers
 from hpsbench.servers.backend.cublas_engine import CublasEngine
 from hpsbench.servers.backend.cuda import Stream, download, upload
 from hpsbench.servers.backend.dense_engines import DenseEngine, FusedEngine, fused_engine
+from hpsbench.servers.backend.device_resources import DeviceResources
 
 pytestmark = pytest.mark.gpu
 
@@ -34,8 +35,14 @@ TOLERANCES = {("float32", False): 1e-5, ("float32", True): 1e-3, ("float16", Tru
 
 
 @pytest.fixture(scope="module")
-def stream() -> Stream:
-    return Stream(0)
+def resources() -> Iterator[DeviceResources]:
+    with DeviceResources(0) as resources:
+        yield resources
+
+
+@pytest.fixture(scope="module")
+def stream(resources: DeviceResources) -> Stream:
+    return resources.stream()
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +88,7 @@ def bound(
 @pytest.mark.parametrize("graphs", [True, False], ids=["graphs", "no graphs"])
 @pytest.mark.parametrize(("dtype", "tensor_float_32"), list(TOLERANCES))
 def test_either_engine_answers_as_numpy_does(
+    resources: DeviceResources,
     stream: Stream,
     models: dict[str, onnx.ModelProto],
     batch: tuple[np.ndarray, np.ndarray, np.ndarray],
@@ -97,7 +105,7 @@ def test_either_engine_answers_as_numpy_does(
     vectors, numerical, expected = batch
     errors: dict[str, list[float]] = {}
     for layers in (True, False):
-        engine = fused_engine(models[dtype], asked, MOST, fused_layers=layers)
+        engine = fused_engine(models[dtype], asked, resources, MOST, fused_layers=layers)
         assert isinstance(engine, CublasEngine if layers else FusedEngine)
         calls = [
             bound(engine, stream, vectors[:n].astype(dtype), numerical[:n], graph)
@@ -114,6 +122,7 @@ def test_either_engine_answers_as_numpy_does(
 
 
 def test_without_cublas_onnx_runtime_computes_the_layers(
+    resources: DeviceResources,
     stream: Stream,
     models: dict[str, onnx.ModelProto],
     monkeypatch: pytest.MonkeyPatch,
@@ -121,15 +130,19 @@ def test_without_cublas_onnx_runtime_computes_the_layers(
 ) -> None:
     monkeypatch.setattr(cublas_lt, "_LIBRARIES", ("libcublasLt.so.0",))
     with caplog.at_level(logging.INFO, "hpsbench.servers"):
-        engine = fused_engine(models["float16"], options(stream, half_precision=True), MOST)
+        engine = fused_engine(
+            models["float16"], options(stream, half_precision=True), resources, MOST
+        )
     assert isinstance(engine, FusedEngine)
     assert "ONNX Runtime computes the layers: no libcublasLt.so.0" in caplog.text
 
 
-def test_a_call_that_the_library_refuses_is_an_error(stream: Stream) -> None:
-    library = cublas_lt.CublasLt(stream.handle, tensor_float_32=True)
+def test_a_call_that_the_library_refuses_is_an_error(
+    resources: DeviceResources, stream: Stream
+) -> None:
+    library = cublas_lt.CublasLt(resources, stream.handle, tensor_float_32=True)
     kernel, bias = np.zeros((16, 16), np.float16), np.zeros(16, np.float16)
-    weights = cublas_lt.LayerWeights.of(kernel, bias)
+    weights = cublas_lt.LayerWeights.of(kernel, bias, resources)
     with pytest.raises(ServerError, match=r"cublasLt\w+: status \d+ of cuBLAS"):
         library.bind(dataclasses.replace(weights, units=0), 1, source=0, target=0)
 
@@ -147,6 +160,7 @@ def wrong_order(layers: MlpLayers) -> MlpLayers:
 
 @pytest.mark.parametrize("broken", [None, wrong_last, wrong_order])
 def test_answers_that_are_not_the_models_are_found(
+    resources: DeviceResources,
     stream: Stream,
     models: dict[str, onnx.ModelProto],
     broken: Callable[[MlpLayers], MlpLayers] | None,
@@ -160,7 +174,7 @@ def test_answers_that_are_not_the_models_are_found(
     asked = options(stream, tensor_float_32=False)
     if broken is not None:
         layers = broken(layers)
-    engine = CublasEngine(parts, layers, interaction, asked, max_samples=32)
+    engine = CublasEngine(parts, layers, interaction, asked, resources, max_samples=32)
     if broken is None:
         check_answers(engine.bind, model, device=0, stream=stream.handle)
         return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +15,17 @@ from hpsbench.hps.configuration import Configuration, ModelConfiguration, write_
 from hpsbench.hps.lookup import ModelTables, open_model
 from hpsbench.hps.sparse_model import write_sparse_model
 from hpsbench.models.dlrm import forward, numerical_features, seeded_weights
-from hpsbench.models.onnx_engine import EngineOptions, OnnxEngine
+from hpsbench.models.onnx_engine import EngineOptions
 from hpsbench.servers.backend.batch_parts import LARGEST
-from hpsbench.servers.backend.cuda import PinnedMemory, Stream, is_page_locked
-from hpsbench.servers.backend.dense_engines import DenseEngine, WholeEngine, fused_engine
+from hpsbench.servers.backend.cuda import is_page_locked
+from hpsbench.servers.backend.dense_engines import (
+    DenseEngine,
+    WholeEngine,
+    fused_engine,
+    onnx_engine,
+)
 from hpsbench.servers.backend.device_dlrm import DeviceDlrm, Shape
+from hpsbench.servers.backend.device_resources import DeviceResources
 
 pytestmark = pytest.mark.gpu
 
@@ -83,9 +90,15 @@ def batch(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return keys.astype(np.int32), numerical, np.concatenate(answers)
 
 
-def page_locked(array: np.ndarray) -> np.ndarray:
+@pytest.fixture
+def resources() -> Iterator[DeviceResources]:
+    with DeviceResources(0) as resources:
+        yield resources
+
+
+def page_locked(array: np.ndarray, resources: DeviceResources) -> np.ndarray:
     """Return a copy that the GPU reads by itself."""
-    copy = PinnedMemory(array.nbytes).view(array.dtype, array.shape, 0)
+    copy = resources.page_locked(array.nbytes).view(array.dtype, array.shape, 0)
     copy[:] = array
     return copy
 
@@ -94,6 +107,7 @@ def page_locked(array: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("kind", list(DESCRIPTIONS))
 @pytest.mark.parametrize("dtype", list(TOLERANCES))
 def test_a_batch_of_any_size_is_answered_as_numpy_does(
+    resources: DeviceResources,
     tables: ModelTables,
     models: dict[str, object],
     batch: tuple[np.ndarray, np.ndarray, np.ndarray],
@@ -101,7 +115,7 @@ def test_a_batch_of_any_size_is_answered_as_numpy_does(
     kind: str,
     graphs: bool,
 ) -> None:
-    stream = Stream(0)
+    stream = resources.stream()
     options = EngineOptions(
         device=0,
         stream=stream.handle,
@@ -112,18 +126,18 @@ def test_a_batch_of_any_size_is_answered_as_numpy_does(
     model = models[dtype]
     engine: DenseEngine | None
     if kind == "whole":
-        engine = WholeEngine(OnnxEngine(model.SerializeToString(), options))
+        engine = WholeEngine(onnx_engine(model.SerializeToString(), options, resources))
     else:
         layers = kind == "fused layers"
-        engine = fused_engine(model, options, max_samples=LARGEST, fused_layers=layers)
+        engine = fused_engine(model, options, resources, LARGEST, fused_layers=layers)
         assert engine is not None
     assert re.fullmatch(DESCRIPTIONS[kind].format(", CUDA graphs" * graphs), engine.description)
     shape = Shape(slots=DLRM.num_slots, features=DLRM.num_numerical, dim=DIM)
     dlrm = DeviceDlrm(
-        tables, engine, stream, shape, device=0, vector_dtype=dtype, max_batch_size=MOST
+        tables, engine, resources, stream, shape, vector_dtype=dtype, max_batch_size=MOST
     )
     keys, numerical, expected = batch
-    locked = page_locked(keys), page_locked(numerical)
+    locked = page_locked(keys, resources), page_locked(numerical, resources)
     assert is_page_locked(locked[0])
     assert not is_page_locked(keys)
     sizes = (*BATCH_SIZES, *BATCH_SIZES[::-1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import time
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import tritonclient.grpc as triton_grpc
 import tritonclient.http as triton_http
@@ -82,6 +84,31 @@ class TritonPythonModel:
     def initialize(self, arguments):
         raise ValueError("table x has 3 rows, not 4")
 """
+#: Takes 64 MB and a thread, and holds itself; cannot be loaded, or ended, if its name says so.
+HEAVY = """\
+import threading
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+
+class TritonPythonModel:
+    def initialize(self, arguments):
+        self.name, self.itself = arguments["model_name"], self
+        self.memory = np.ones(16 << 20, np.float32)
+        if self.name == "heavy_unloadable":
+            raise ValueError("not today")
+        self.over = threading.Event()
+        threading.Thread(target=self.over.wait).start()
+
+    def execute(self, requests):
+        return [pb_utils.InferenceResponse(error=pb_utils.TritonError("busy")) for _ in requests]
+
+    def finalize(self):
+        self.over.set()
+        if self.name == "heavy_endless":
+            raise ValueError("not without a fight")
+"""
+HEAVY_MODELS = ("heavy", "heavy_unloadable", "heavy_endless")
 DTYPES = {
     "BOOL": np.bool_, "UINT8": np.uint8, "INT8": np.int8, "INT16": np.int16, "INT32": np.int32,
     "INT64": np.int64, "FP16": np.float16, "FP32": np.float32, "FP64": np.float64,
@@ -104,6 +131,8 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_model(repository, "raises", RAISES, "INT32")
     write_model(repository, "needs_memory", NEEDS_MEMORY, "INT32")
     write_model(repository, "missing", "", "INT32")
+    for name in HEAVY_MODELS:
+        write_model(repository, name, HEAVY, "INT32")
     return repository
 
 
@@ -237,6 +266,37 @@ def test_a_model_that_cannot_be_loaded_is_an_error_in_its_words(
     with pytest.raises(ServerError, match=f"could not load '{model}': (?s:.)*{words}"):
         server.load(model)
     ask(server, "INT32", np.full((1, 1), 5, np.int32))
+
+
+@pytest.mark.parametrize("model", HEAVY_MODELS)
+def test_a_model_that_holds_itself_is_gone_when_it_is_unloaded(
+    server: TritonServer, model: str
+) -> None:
+    process = psutil.Process(server.pid)
+
+    def come_and_go() -> tuple[int, int]:
+        if model == "heavy_unloadable":
+            with pytest.raises(ServerError, match="not today"):
+                server.load(model)
+        else:
+            server.load(model)
+            server.unload(model)
+            deadline = time.monotonic() + 10
+            while server.models()[model] != "UNAVAILABLE: unloaded":
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+        return process.memory_info().rss, process.num_threads()
+
+    come_and_go()
+    memory, threads = come_and_go()
+    found = [come_and_go() for _ in range(5)]
+    assert max(after for after, _ in found) < memory + (32 << 20)
+    assert max(after for _, after in found) <= threads
+    ask(server, "INT32", np.full((1, 1), 5, np.int32))
+    if model == "heavy_endless":
+        assert server.log is not None
+        told = r"a model failed as it was unloaded: not without a fight\n(?s:.)*in finalize"
+        assert re.search(told, server.log.read_text())
 
 
 def test_a_server_that_is_killed_leaves_nothing(repository: Path, tmp_path: Path) -> None:

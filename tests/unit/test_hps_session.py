@@ -198,3 +198,27 @@ def test_a_model_that_is_let_go_gives_its_memory_back(ps_config_file):
     assert mappings() == before + 2
     del model
     assert mappings() == before
+
+
+def test_tables_that_are_released_are_gone_and_say_so(ps_config_file):
+    tables = open_model(ps_config_file, "m")
+    np.testing.assert_array_equal(tables.lookup(0, [3]), ROWS[3:4])
+
+    def maps():
+        with open("/proc/self/maps") as lines:
+            return sum("emb_vector" in line for line in lines)
+
+    assert maps() == 2
+    tables.release()
+    assert maps() == 0
+    tables.release()
+    for ask in (
+        lambda: tables.lookup(0, [3]),
+        lambda: tables.lookup_flat([3], [1, 0]),
+        lambda: tables.update(0, [3], ROWS[:1]),
+        lambda: tables.register("m"),
+        tables.refresh,
+        tables.statistics,
+    ):
+        with pytest.raises(HpsError, match="these tables have been released"):
+            ask()

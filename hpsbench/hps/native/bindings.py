@@ -162,13 +162,15 @@ class NativeModel:
 
     @property
     def handle(self) -> ctypes.c_void_p:
-        """The model, for other native libraries; valid as long as this object."""
+        """The model, for other native libraries; valid until `release`, which makes it an error."""
+        if not self._handle:
+            raise HpsError("these tables have been released", hint="open the model again")
         return self._handle
 
     def facts(self, table: int) -> TableFacts:
         """Return what table number `table` is, and its counters."""
         facts = _TableFacts()
-        _core().hps_model_table_facts(self._handle, table, ctypes.byref(facts))
+        _core().hps_model_table_facts(self.handle, table, ctypes.byref(facts))
         values = {name: getattr(facts, name) for name, _ in _TableFacts._fields_}
         return TableFacts(**{**values, "index_kind": _INDEX_KINDS[values["index_kind"]]})
 
@@ -184,11 +186,11 @@ class NativeModel:
         function = (
             core.hps_lookup_flat_int64 if keys.dtype == np.int64 else core.hps_lookup_flat_int32
         )
-        function(self._handle, keys.ctypes.data, num_keys.ctypes.data, out.ctypes.data)
+        function(self.handle, keys.ctypes.data, num_keys.ctypes.data, out.ctypes.data)
 
     def register(self, model_name: str) -> None:
         """Let the TensorFlow operation find this model under `model_name`."""
-        _core().hps_registry_put(model_name.encode(), self._handle)
+        _core().hps_registry_put(model_name.encode(), self.handle)
 
 
 def remove_from_registry(model_name: str) -> None:

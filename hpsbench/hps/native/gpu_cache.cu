@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -59,13 +60,15 @@ hps_status lookup(hps_gpu_cache* cache, const hps_gpu_part* parts, int32_t num_p
 }
 
 void destroy(hps_gpu_cache* cache) {
-  int before = 0;
-  cudaGetDevice(&before);
-  cudaSetDevice(cache->device);
+  // Waiting and freeing would fail, or spoil it, while another thread captures a graph.
+  std::optional<DeviceScope> scope;
+  try {
+    scope.emplace(cache->device);
+  } catch (const Error&) {  // CUDA has ended before this process: its memory is gone already
+  }
   cache->inserter.reset();
   cudaDeviceSynchronize();  // lookups may still read the rows
   delete cache;
-  cudaSetDevice(before);
 }
 
 hps_status copy_columns(hps_gpu_cache* cache, const hps_gpu_columns* columns,

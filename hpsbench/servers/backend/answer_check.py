@@ -15,7 +15,8 @@ from hpsbench.errors import AccuracyError
 from hpsbench.models.onnx import VECTORS
 from hpsbench.models.onnx_engine import Buffer
 from hpsbench.models.onnx_parts import NUMERICAL
-from hpsbench.servers.backend.cuda import download, upload
+from hpsbench.servers.backend.cuda import download
+from hpsbench.servers.backend.device_resources import DeviceResources
 
 _SAMPLES = 4
 #: In probability; as much as the accuracy gate (`hpsbench.models.accuracy`) lets float16 be off.
@@ -40,15 +41,16 @@ def check_answers(bind: Bind, model: onnx.ModelProto, *, device: int, stream: in
     (expected,) = ReferenceEvaluator(model).run(None, dict(given))
     answers = np.full((_SAMPLES, 1), np.nan, np.float32)
 
-    def on_gpu(array: npt.NDArray[Any]) -> Buffer:
-        address = upload(array)
-        return Buffer(address=address, dtype=array.dtype, shape=array.shape, device=device)
+    # What was bound, perhaps a graph, is of no use after this, and is not run again.
+    with DeviceResources(device) as resources:
 
-    output = on_gpu(answers)
-    bind(
-        vectors=on_gpu(given[VECTORS]), numerical=on_gpu(given[NUMERICAL]), output=output, graph=0
-    )()
-    download(output.address, answers, stream)
+        def on_gpu(array: npt.NDArray[Any]) -> Buffer:
+            address = resources.upload(array)
+            return Buffer(address=address, dtype=array.dtype, shape=array.shape, device=device)
+
+        output, vectors, numerical = map(on_gpu, (answers, given[VECTORS], given[NUMERICAL]))
+        bind(vectors=vectors, numerical=numerical, output=output, graph=0)()
+        download(output.address, answers, stream)
     off = float(np.abs(answers - np.asarray(expected)).max())
     if not off <= _MAX_ABSOLUTE_ERROR:  # or not a number
         raise AccuracyError(

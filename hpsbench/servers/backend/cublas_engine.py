@@ -13,7 +13,7 @@ from hpsbench.models.onnx_engine import Buffer, EngineOptions
 from hpsbench.models.onnx_layers import MlpLayers
 from hpsbench.models.onnx_parts import OnnxParts
 from hpsbench.servers.backend.cublas_lt import CublasLt, LayerWeights
-from hpsbench.servers.backend.cuda import captured, device_memory, upload
+from hpsbench.servers.backend.device_resources import DeviceResources
 
 #: Tensor cores take features in pieces of as many values.
 _FEATURES_MULTIPLE = 8
@@ -28,35 +28,37 @@ class CublasEngine:
         layers: MlpLayers,
         interaction: DotInteraction,
         options: EngineOptions,
+        resources: DeviceResources,
         *,
         max_samples: int,
     ) -> None:
         """Take memory for the weights, and for what goes from one layer to the next.
 
-        `options` name a device, whose context the calling thread uses, and a stream. Raises
-        ServerError where cuBLASLt is missing.
+        `options` name the device of `resources`, whose context the calling thread uses, and a
+        stream. Raises ServerError where cuBLASLt is missing.
         """
         assert options.device is not None
         assert options.stream is not None
         self._dtype, self._interaction, self._options = parts.dtype, interaction, options
         self._device, self._stream = options.device, options.stream
-        self._cublas = CublasLt(options.stream, tensor_float_32=options.tensor_float_32)
+        self._resources = resources
+        self._cublas = CublasLt(resources, options.stream, tensor_float_32=options.tensor_float_32)
         first, *rest = layers.bottom
         self._features = first.inputs
         self._width = first.inputs + -first.inputs % _FEATURES_MULTIPLE
         widened = np.pad(first.kernel, [(0, self._width - first.inputs), (0, 0)])
         self._bottom = [
-            LayerWeights.of(widened, first.bias),
-            *(LayerWeights.of(layer.kernel, layer.bias) for layer in rest),
+            LayerWeights.of(widened, first.bias, resources),
+            *(LayerWeights.of(layer.kernel, layer.bias, resources) for layer in rest),
         ]
-        self._top = [LayerWeights.of(layer.kernel, layer.bias) for layer in layers.top]
-        self._last_kernel = upload(np.ascontiguousarray(layers.last.kernel[:, 0]))
+        self._top = [LayerWeights.of(layer.kernel, layer.bias, resources) for layer in layers.top]
+        self._last_kernel = resources.upload(layers.last.kernel[:, 0])
         self._last_bias, self._last_inputs = float(layers.last.bias[0]), layers.last.inputs
         sample = max_samples * parts.dtype.itemsize
-        self._joined = device_memory(sample * parts.width)
+        self._joined = resources.memory(sample * parts.width)
         # Layers read one and write the other.
         widest = max(self._width, *(layer.units for layer in chain(self._bottom, self._top)))
-        self._hidden = [device_memory(sample * widest) for _ in range(2)]
+        self._hidden = [resources.memory(sample * widest) for _ in range(2)]
 
     @property
     def description(self) -> str:
@@ -77,7 +79,7 @@ class CublasEngine:
             for kernel in work:
                 kernel()
 
-        return captured(queue, self._stream) if self._options.cuda_graphs else queue
+        return self._resources.graph(queue, self._stream) if self._options.cuda_graphs else queue
 
     def _work(
         self, samples: int, vectors: int, numerical: int, output: int

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from hpsbench.errors import ServerError
 from hpsbench.models.onnx_engine import preload_cuda
-from hpsbench.servers.backend.cuda import device_memory, upload
+from hpsbench.servers.backend.device_resources import DeviceResources
 
 #: Of either major version of CUDA that ONNX Runtime is built for; the newer one first.
 _LIBRARIES = ("libcublasLt.so.13", "libcublasLt.so.12")
@@ -55,15 +55,16 @@ class LayerWeights:
     transposed: bool
 
     @classmethod
-    def of(cls, kernel: npt.NDArray[Any], bias: npt.NDArray[Any]) -> LayerWeights:
-        """Copy a kernel [inputs, units] and its bias [units] to the GPU in use."""
+    def of(
+        cls, kernel: npt.NDArray[Any], bias: npt.NDArray[Any], resources: DeviceResources
+    ) -> LayerWeights:
+        """Copy a kernel [inputs, units] and its bias [units] to the GPU of `resources`."""
         # Of TensorFloat-32, kernels that read both operands along the inputs are up to twice as
         # fast; of float16 they are a little slower.
         transposed = kernel.dtype == np.float32
-        stored = np.ascontiguousarray(kernel.T if transposed else kernel)
         return cls(
-            kernel=upload(stored),
-            bias=upload(np.ascontiguousarray(bias)),
+            kernel=resources.upload(kernel.T if transposed else kernel),
+            bias=resources.upload(bias),
             inputs=kernel.shape[0],
             units=kernel.shape[1],
             dtype=kernel.dtype,
@@ -74,17 +75,17 @@ class LayerWeights:
 class CublasLt:
     """The library on the GPU in use and one stream, on which one layer runs after another.
 
-    What it is given, it keeps for the process's life.
+    What it makes, `resources` own: nothing that was bound may be called when they are closed.
     """
 
-    def __init__(self, stream: int, *, tensor_float_32: bool) -> None:
+    def __init__(self, resources: DeviceResources, stream: int, *, tensor_float_32: bool) -> None:
         """Take memory for its work. Raises ServerError where the library is missing or fails."""
         self._library = _library()
+        self._resources = resources
         self._stream = ctypes.c_void_p(stream)
         self._tensor_float_32 = tensor_float_32
-        self._handle = ctypes.c_void_p()
-        self._call("cublasLtCreate", ctypes.byref(self._handle))
-        self._workspace = ctypes.c_void_p(device_memory(_WORKSPACE_BYTES))
+        self._handle = self._made("cublasLt")
+        self._workspace = ctypes.c_void_p(resources.memory(_WORKSPACE_BYTES))
 
     @property
     def version(self) -> str:
@@ -125,8 +126,7 @@ class CublasLt:
         """Return the description of a product with bias and ReLU, added up in float32."""
         uses_tensor_float = kind == _FLOAT32 and self._tensor_float_32
         precision = _COMPUTE_TENSOR_FLOAT_32 if uses_tensor_float else _COMPUTE_FLOAT32
-        product = ctypes.c_void_p()
-        self._call("cublasLtMatmulDescCreate", ctypes.byref(product), precision, _FLOAT32)
+        product = self._made("cublasLtMatmulDesc", precision, _FLOAT32)
         for attribute, value in (
             (_MATMUL_TRANSPOSES_LEFT, ctypes.c_int32(layer.transposed)),
             (_MATMUL_EPILOGUE, ctypes.c_uint32(_BIAS_AND_RELU)),
@@ -136,17 +136,14 @@ class CublasLt:
         return product
 
     def _matrix(self, kind: int, rows: int, columns: int) -> ctypes.c_void_p:
-        matrix = ctypes.c_void_p()
-        self._call(
-            "cublasLtMatrixLayoutCreate", ctypes.byref(matrix), kind, ctypes.c_uint64(rows),
-            ctypes.c_uint64(columns), ctypes.c_int64(rows),
+        return self._made(
+            "cublasLtMatrixLayout", kind, ctypes.c_uint64(rows), ctypes.c_uint64(columns),
+            ctypes.c_int64(rows),
         )  # fmt: skip
-        return matrix
 
     def _fastest(self, product: ctypes.c_void_p, *matrices: ctypes.c_void_p) -> _Algorithm:
         """Return what the library takes for the fastest way to compute a product."""
-        search, chosen, count = ctypes.c_void_p(), _Algorithm(), ctypes.c_int()
-        self._call("cublasLtMatmulPreferenceCreate", ctypes.byref(search))
+        search, chosen, count = self._made("cublasLtMatmulPreference"), _Algorithm(), ctypes.c_int()
         self._set(
             "cublasLtMatmulPreferenceSetAttribute", search, _SEARCH_MAX_WORKSPACE,
             ctypes.c_uint64(_WORKSPACE_BYTES),
@@ -157,6 +154,13 @@ class CublasLt:
             search, 1, ctypes.byref(chosen), ctypes.byref(count),
         )  # fmt: skip
         return chosen
+
+    def _made(self, kind: str, *arguments: Any) -> ctypes.c_void_p:
+        """Return a new object of the library's."""
+        made = ctypes.c_void_p()
+        self._call(f"{kind}Create", ctypes.byref(made), *arguments)
+        self._resources.keep(lambda: self._call(f"{kind}Destroy", made))
+        return made
 
     def _set(self, function: str, owner: ctypes.c_void_p, attribute: int, value: Any) -> None:
         size = ctypes.c_size_t(ctypes.sizeof(value))

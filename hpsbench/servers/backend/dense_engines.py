@@ -18,7 +18,7 @@ from hpsbench.models.onnx_layers import mlp_layers
 from hpsbench.models.onnx_parts import NUMERICAL, Inseparable, OnnxParts, split_at_interaction
 from hpsbench.servers.backend.answer_check import check_answers
 from hpsbench.servers.backend.cublas_engine import CublasEngine
-from hpsbench.servers.backend.cuda import device_memory
+from hpsbench.servers.backend.device_resources import DeviceResources
 
 _LOG = logging.getLogger("hpsbench.servers")
 
@@ -64,6 +64,7 @@ class FusedEngine:
         interaction: DotInteraction,
         bottom: OnnxEngine,
         top: OnnxEngine,
+        resources: DeviceResources,
         *,
         stream: int,
         max_samples: int,
@@ -72,7 +73,8 @@ class FusedEngine:
         self._parts, self._interaction, self._bottom, self._top = parts, interaction, bottom, top
         self._stream = stream
         row = max_samples * parts.dtype.itemsize
-        self._dense, self._joined = device_memory(row * parts.dim), device_memory(row * parts.width)
+        self._dense = resources.memory(row * parts.dim)
+        self._joined = resources.memory(row * parts.width)
 
     @property
     def description(self) -> str:
@@ -113,11 +115,12 @@ class FusedEngine:
 def fused_engine(
     model: Path | onnx.ModelProto,
     options: EngineOptions,
+    resources: DeviceResources,
     max_samples: int,
     *,
     fused_layers: bool = True,
 ) -> CublasEngine | FusedEngine | None:
-    """Return what runs the model's parts on the GPU and stream of `options`.
+    """Return what runs the model's parts on the stream of `options` and the GPU of `resources`.
 
     Its layers are cuBLASLt's where that answers a few samples as ONNX's reference does, else ONNX
     Runtime's; those alone without `fused_layers`. None where the model cannot be split, the GPU
@@ -140,17 +143,34 @@ def fused_engine(
         _LOG.info("the dense part is run as a whole: %s", reason.problem)
         return None
     if fused_layers:
+        its_own = resources.part()
         try:
             layers = mlp_layers(parts)
-            engine = CublasEngine(parts, layers, interaction, options, max_samples=max_samples)
+            engine = CublasEngine(
+                parts, layers, interaction, options, its_own, max_samples=max_samples
+            )
             check_answers(engine.bind, whole, device=options.device, stream=options.stream)
         except BenchError as reason:
+            its_own.close()
             _LOG.warning("ONNX Runtime computes the layers: %s", reason.problem)
         else:
             return engine
-    bottom, top = (OnnxEngine(p.SerializeToString(), options) for p in (parts.bottom, parts.top))
+    its_own = resources.part()
+    bottom, top = (
+        onnx_engine(p.SerializeToString(), options, its_own) for p in (parts.bottom, parts.top)
+    )
     if {bottom.provider, top.provider} != {CUDA}:
+        its_own.close()
         return None
     return FusedEngine(
-        parts, interaction, bottom, top, stream=options.stream, max_samples=max_samples
+        parts, interaction, bottom, top, its_own, stream=options.stream, max_samples=max_samples
     )
+
+
+def onnx_engine(
+    model: Path | bytes, options: EngineOptions, resources: DeviceResources
+) -> OnnxEngine:
+    """Return an engine that is closed with `resources`."""
+    engine = OnnxEngine(model, options)
+    resources.keep(engine.close)
+    return engine

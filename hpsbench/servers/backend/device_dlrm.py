@@ -19,8 +19,9 @@ from hpsbench.hps.lookup import ModelTables
 from hpsbench.hps.native import gpu
 from hpsbench.models.onnx_engine import Buffer
 from hpsbench.servers.backend.batch_parts import LARGEST, Part, buckets, parts
-from hpsbench.servers.backend.cuda import Event, PinnedMemory, Stream, device_memory, is_page_locked
+from hpsbench.servers.backend.cuda import Event, Stream, is_page_locked
 from hpsbench.servers.backend.dense_engines import DenseEngine
+from hpsbench.servers.backend.device_resources import DeviceResources
 from hpsbench.servers.backend.stages import Mark, ignore
 
 _VALUE_BYTES = 4
@@ -57,16 +58,20 @@ class _PartMemory:
 
 
 class DeviceDlrm:
-    """DLRM on GPU `device`, for one request at a time; the tables must have a cache there."""
+    """DLRM on the GPU of `resources`, for one request at a time; the tables must be cached there.
+
+    Everything it takes is theirs, and given back when they are closed; a later request is a
+    ServerError.
+    """
 
     def __init__(
         self,
         tables: ModelTables,
         engine: DenseEngine,
+        resources: DeviceResources,
         stream: Stream,
         shape: Shape,
         *,
-        device: int,
         vector_dtype: npt.DTypeLike,
         max_batch_size: int,
     ) -> None:
@@ -74,19 +79,23 @@ class DeviceDlrm:
 
         Every bucket is run, so that nothing is compiled or captured when requests come.
         """
-        self._tables, self._stream, self._shape, self._device = tables, stream, shape, device
+        self._tables, self._stream, self._shape = tables, stream, shape
+        self._resources, self._device = resources, resources.device
         self._vector_dtype = np.dtype(vector_dtype)
         sizes = buckets(max_batch_size)
         largest = sizes[-1]
         self._capacity = -(-max_batch_size // largest) * largest
-        self._staged = PinnedMemory(self._capacity * shape.feature_bytes)
-        self._answers = PinnedMemory(self._capacity * _VALUE_BYTES)
-        self._output = device_memory(largest * _VALUE_BYTES)
+        self._staged = resources.page_locked(self._capacity * shape.feature_bytes)
+        self._answers = resources.page_locked(self._capacity * _VALUE_BYTES)
+        self._output = resources.memory(largest * _VALUE_BYTES)
         self._pool = ThreadPoolExecutor(_COPY_THREADS, "features")
-        self._ahead = Stream(device)
+        resources.keep(self._pool.shutdown)
+        self._ahead = resources.stream()
         # With two, one part is copied and looked up while another is computed.
         count = 2 if self._capacity > largest else 1
         self._memory = [self._part_memory(engine, sizes, number) for number in range(count)]
+        # What is bound goes before the engine that it is bound in.
+        resources.keep(self._memory.clear)
         for size in sizes:
             keys = np.zeros((size, shape.slots), np.int32)
             self(keys, np.zeros((size, shape.features), np.float32))
@@ -104,7 +113,7 @@ class DeviceDlrm:
 
         `mark` is called with the name of each stage as it ends.
         """
-        self._stream.use()
+        self._resources.use()
         answer = np.empty((len(keys), 1), np.float32)
         for first in range(0, len(keys), self._capacity):
             some = slice(first, first + self._capacity)
@@ -247,8 +256,10 @@ class DeviceDlrm:
 
     def _part_memory(self, engine: DenseEngine, sizes: list[int], number: int) -> _PartMemory:
         shape, largest = self._shape, sizes[-1]
-        features = device_memory(largest * shape.feature_bytes)
-        vectors = device_memory(largest * shape.slots * shape.dim * self._vector_dtype.itemsize)
+        features = self._resources.memory(largest * shape.feature_bytes)
+        vectors = self._resources.memory(
+            largest * shape.slots * shape.dim * self._vector_dtype.itemsize
+        )
 
         def on_gpu(address: int, dtype: npt.DTypeLike, *dims: int) -> Buffer:
             return Buffer(address=address, dtype=dtype, shape=dims, device=self._device)
@@ -263,7 +274,11 @@ class DeviceDlrm:
             for graph, size in enumerate(sizes, start=1 + number * len(sizes))
         }
         return _PartMemory(
-            features=features, vectors=vectors, runs=runs, filled=Event(), read=Event()
+            features=features,
+            vectors=vectors,
+            runs=runs,
+            filled=self._resources.event(),
+            read=self._resources.event(),
         )
 
 

@@ -32,6 +32,10 @@ class TritonPythonModel:
         gpus = self._tables.gpus
         self._on_gpu = GpuLookup(self._tables, gpus[0]) if gpus else None
 
+    def finalize(self) -> None:
+        """Give the tables' memory back, when no answer is in use any more."""
+        self._tables.release()
+
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         responses = [self._respond(request) for request in requests]
         self._lookups.update()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -45,15 +46,27 @@ class TritonPythonModel:
     """
 
     def initialize(self, arguments: dict[str, str]) -> None:
+        # Of a model that cannot be loaded, nothing stays either.
+        with ExitStack() as held:
+            self._initialize(arguments, held)
+            self._held = held.pop_all()
+
+    def finalize(self) -> None:
+        """Give everything back: threads, memory of the host and of the GPU, the tables."""
+        self._held.close()
+
+    def _initialize(self, arguments: dict[str, str], held: ExitStack) -> None:
         config = json.loads(arguments["model_config"])
         parameters = {k: v["string_value"] for k, v in config["parameters"].items()}
         path = Path(arguments["model_repository"]) / arguments["model_version"] / "model.onnx"
         tables = open_model(parameters["ps_config_file"], parameters["hps_model"], gpus=True)
+        held.callback(tables.release)
         if tables.gpus:
             dims = {i["name"]: int(i["dims"][1]) for i in config["input"]}
-            self._dlrm, description = _on_gpu(path, tables, parameters, dims)
+            self._dlrm, description = _on_gpu(path, tables, parameters, dims, held)
         else:
             engine = OnnxEngine(path, EngineOptions())
+            held.callback(engine.close)
             self._dlrm = HostDlrm(tables, engine, np.dtype(parameters["vector_type"]))
             description = engine.description
         name = arguments["model_name"]
@@ -115,15 +128,25 @@ class HostDlrm:
 
 
 def _on_gpu(
-    path: Path, tables: ModelTables, parameters: dict[str, str], dims: dict[str, int]
+    path: Path,
+    tables: ModelTables,
+    parameters: dict[str, str],
+    dims: dict[str, int],
+    held: ExitStack,
 ) -> tuple[Dlrm, str]:
     """Return the model on the tables' first GPU, and what runs its dense part."""
-    from hpsbench.servers.backend.cuda import Stream
-    from hpsbench.servers.backend.dense_engines import DenseEngine, WholeEngine, fused_engine
+    from hpsbench.servers.backend.dense_engines import (
+        DenseEngine,
+        WholeEngine,
+        fused_engine,
+        onnx_engine,
+    )
     from hpsbench.servers.backend.device_dlrm import DeviceDlrm, Shape
+    from hpsbench.servers.backend.device_resources import DeviceResources
 
     device = tables.gpus[0]
-    stream = Stream(device)
+    resources = held.enter_context(DeviceResources(device))
+    stream = resources.stream()
     max_batch_size = int(parameters["max_batch_size"])
     largest = bucket_of(max_batch_size)
     options = EngineOptions(
@@ -135,10 +158,10 @@ def _on_gpu(
         batch_sizes=(SMALLEST, largest),
     )
     engine: DenseEngine | None = fused_engine(
-        path, options, largest, fused_layers=parameters["fused_layers"] == "true"
+        path, options, resources, largest, fused_layers=parameters["fused_layers"] == "true"
     )
     if engine is None:
-        whole = OnnxEngine(path, options)
+        whole = onnx_engine(path, options, resources)
         if not whole.on_gpu:
             host = HostDlrm(tables, whole, np.dtype(parameters["vector_type"]))
             return host, whole.description
@@ -147,9 +170,9 @@ def _on_gpu(
     dlrm = DeviceDlrm(
         tables,
         engine,
+        resources,
         stream,
         Shape(slots=dims[KEYS], features=dims[NUMERICAL], dim=dim),
-        device=device,
         vector_dtype=parameters["vector_type"],
         max_batch_size=max_batch_size,
     )

@@ -6,33 +6,47 @@ finds under that backend's name; but its inputs lie where they were gathered, an
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import importlib.util
+import os
 import sys
-import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from hpsbench.errors import BenchError
+from hpsbench.models.cuda_capture import CAPTURING
 from hpsbench.servers.in_process import triton_utils
 from hpsbench.servers.in_process.triton_utils import GivenTensor, InferenceRequest, NamedTensor
 
-#: One model after the other: what one captures as a CUDA graph must not meet another's first steps.
-_LOADING = threading.Lock()
+_LIBC = ctypes.CDLL(None)
+_M_TRIM_THRESHOLD = -1
 
 
-def load(name: str, version: str, folder: str, config: str) -> tuple[Any, str]:
+class LoadedModel:
+    """What the backend holds of a model; it holds nothing any more once that is unloaded."""
+
+    def __init__(self, model: Any) -> None:
+        self.model: Any = model
+
+
+def load(name: str, version: str, folder: str, config: str) -> tuple[LoadedModel | None, str]:
     """Return the model of `folder/version/model.py`, initialized, and nothing; or None and why.
 
     `config` is the model's configuration in JSON.
     """
-    with _LOADING:
-        return _load(name, version, folder, config)
+    with CAPTURING:
+        model, problem = _load(name, version, folder, config)
+    if problem:
+        with _giving_back():
+            pass
+    return model, problem
 
 
-def _load(name: str, version: str, folder: str, config: str) -> tuple[Any, str]:
+def _load(name: str, version: str, folder: str, config: str) -> tuple[LoadedModel | None, str]:
     sys.modules.setdefault("triton_python_backend_utils", triton_utils)
     path = Path(folder) / version / "model.py"
     try:
@@ -52,11 +66,11 @@ def _load(name: str, version: str, folder: str, config: str) -> tuple[Any, str]:
         )
     except BaseException as error:
         return None, _words(error)
-    return model, ""
+    return LoadedModel(model), ""
 
 
 def execute(
-    model: Any, inputs: Sequence[GivenTensor], wanted: Sequence[str]
+    loaded: LoadedModel, inputs: Sequence[GivenTensor], wanted: Sequence[str]
 ) -> tuple[str, tuple[NamedTensor, ...]]:
     """Return why the model did not answer one request, or nothing, and the `wanted` outputs.
 
@@ -64,7 +78,7 @@ def execute(
     """
     try:
         request = InferenceRequest(inputs)
-        (response,) = model.execute([request])
+        (response,) = loaded.model.execute([request])
         if response.has_error():
             return response.error().message(), ()
         return "", tuple(
@@ -76,15 +90,38 @@ def execute(
         return _words(error), ()
 
 
-def unload(model: Any) -> None:
-    """Let the model end what it holds; what it holds in circles goes now, not some day."""
-    try:
-        if hasattr(model, "finalize"):
-            model.finalize()
+def unload(loaded: LoadedModel) -> None:
+    """Let the model end what it holds; what it holds in circles goes now, not some day.
+
+    Nothing may be asking it: Triton calls this when its last request is answered.
+    """
+    with CAPTURING, _giving_back():
+        # Whoever called still holds `loaded`.
+        model, loaded.model = loaded.model, None
+        try:
+            if hasattr(model, "finalize"):
+                model.finalize()
+        except BaseException as error:
+            print(f"a model failed as it was unloaded: {_words(error)}", file=sys.stderr)
         del model
+
+
+@contextmanager
+def _giving_back() -> Iterator[None]:
+    """Have memory that is freed meanwhile go to the system, which is kept for requests otherwise.
+
+    `malloc_trim` alone leaves what lies at the end of the arenas of other threads.
+    """
+    kept = os.environ.get("MALLOC_TRIM_THRESHOLD_")
+    if kept is not None:
+        _LIBC.mallopt(_M_TRIM_THRESHOLD, 0)
+    try:
+        yield
+    finally:
         gc.collect()
-    except BaseException as error:
-        print(f"a model failed as it was unloaded: {_words(error)}", file=sys.stderr)
+        _LIBC.malloc_trim(0)
+        if kept is not None:
+            _LIBC.mallopt(_M_TRIM_THRESHOLD, int(kept))
 
 
 def _words(error: BaseException) -> str:

@@ -180,9 +180,10 @@ def test_requests_meanwhile_are_answered_or_refused(served: ServedVariants) -> N
     with ThreadPoolExecutor(4) as pool:
         asking = pool.map(ask, range(4))
         try:
-            for _ in range(CYCLES):
+            for number in range(CYCLES):
                 time.sleep(0.1)
                 served.server.unload(MODEL)
+                time.sleep(0.1 * (number % 2))  # else the new one comes before the old one is gone
                 served.server.load(MODEL)
         finally:
             over.set()

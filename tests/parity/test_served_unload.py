@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Event
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.server
 MODEL = "hps_onnx_fp32"
 #: What the first loads take once: imports, Triton's own, ONNX Runtime's environment.
 FIRST, CYCLES = 4, 12
-#: The weights take 9 MB, and what requests need as much; it comes and goes by 6 MB.
+#: The weights alone take 9 MB, of each model that stays.
 SLACK = 20 << 20
 
 
@@ -92,6 +92,11 @@ def held(served: ServedVariants) -> dict[str, int]:
     }
 
 
+def least_memory(found: Sequence[Mapping[str, int]]) -> int:
+    """Return what is held at the least: what threads keep of a request's comes and goes."""
+    return min(after["memory"] for after in found)
+
+
 def cycle(served: ServedVariants) -> dict[str, int]:
     """Load the model, ask it, unload it; return what is held then."""
     served.server.load(MODEL)
@@ -102,17 +107,17 @@ def cycle(served: ServedVariants) -> dict[str, int]:
 
 def test_memory_threads_and_maps_are_given_back(served: ServedVariants) -> None:
     unload(served)
-    before = [cycle(served) for _ in range(FIRST)][-1]
+    before = [cycle(served) for _ in range(FIRST)]
     found = [cycle(served) for _ in range(CYCLES)]
     print("\n", before, found)
     assert [after["rows"] for after in found] == [0] * CYCLES
-    assert max(after["threads"] for after in found) <= before["threads"]
-    assert max(after["memory"] for after in found[CYCLES // 2 :]) < before["memory"] + SLACK
+    assert max(after["threads"] for after in found) <= before[-1]["threads"]
+    assert least_memory(found[CYCLES // 2 :]) < least_memory(before) + SLACK
     # One that is loaded shows.
     served.server.load(MODEL)
     loaded = held(served)
     assert loaded["rows"] > 0
-    assert loaded["memory"] > found[-1]["memory"] + (15 << 20)
+    assert loaded["memory"] > least_memory(found) + (9 << 20)
 
 
 def test_loaded_anew_it_leaves_the_old_one(served: ServedVariants) -> None:
@@ -127,26 +132,24 @@ def test_loaded_anew_it_leaves_the_old_one(served: ServedVariants) -> None:
 
     served.server.load(MODEL)
     rows = held(served)["rows"]
-    before = [anew() for _ in range(FIRST)][-1]
+    before = [anew() for _ in range(FIRST)]
     found = [anew() for _ in range(CYCLES)]
     print("\n", before, found)
-    assert max(after["memory"] for after in found[CYCLES // 2 :]) < before["memory"] + SLACK
-    eventually(lambda: held(served)["threads"] <= before["threads"])
+    assert least_memory(found[CYCLES // 2 :]) < least_memory(before) + SLACK
+    eventually(lambda: held(served)["threads"] <= before[-1]["threads"])
 
 
 def test_a_load_that_fails_leaves_nothing(served: ServedVariants) -> None:
     unload(served)
-    for _ in range(FIRST):
-        cycle(served)
-    before = held(served)
+    before = [cycle(served) for _ in range(FIRST)]
     for name, words in (("homeless", "is not a folder"), ("broken", "model.onnx")):
         for _ in range(CYCLES // 2):
             with pytest.raises(ServerError, match=words):
                 served.server.load(f"{MODEL}_{name}")
-    after = held(served)
-    assert after["rows"] == 0
-    assert after["threads"] <= before["threads"]
-    assert after["memory"] < before["memory"] + SLACK
+    after = [held(served), cycle(served)]
+    assert [a["rows"] for a in after] == [0, 0]
+    assert max(a["threads"] for a in after) <= before[-1]["threads"]
+    assert least_memory(after) < least_memory(before) + SLACK
     served.server.load(MODEL)
     check_answers(served)
 

@@ -287,8 +287,7 @@ def test_a_model_that_holds_itself_is_gone_when_it_is_unloaded(
                 time.sleep(0.05)
         return process.memory_info().rss, process.num_threads()
 
-    come_and_go()
-    memory, threads = come_and_go()
+    memory, threads = process.memory_info().rss, process.num_threads() + 2  # Triton's, at first
     found = [come_and_go() for _ in range(5)]
     assert max(after for after, _ in found) < memory + (32 << 20)
     assert max(after for _, after in found) <= threads

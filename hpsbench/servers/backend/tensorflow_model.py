@@ -16,6 +16,7 @@ import tensorflow as tf
 import triton_python_backend_utils as pb_utils
 
 from hpsbench.servers.backend.engine_metric import EngineMetric
+from hpsbench.servers.backend.host_inputs import HostInputs
 from hpsbench.servers.backend.lookup_metrics import LookupMetrics
 
 _WITH_DEVICES = tf.saved_model.experimental.VariablePolicy.SAVE_VARIABLE_DEVICES
@@ -61,6 +62,7 @@ class TritonPythonModel:
         self._metric = EngineMetric(
             arguments["model_name"], _description(parameters["xla"] == "true")
         )
+        self._host_inputs = HostInputs()
         self._inputs = [i["name"] for i in config["input"]]
         self._outputs = [o["name"] for o in config["output"]]
         if "import" in parameters:
@@ -90,7 +92,7 @@ class TritonPythonModel:
     def _respond(self, request: Any) -> Any:
         try:
             inputs = {
-                name: _tensor(pb_utils.get_input_tensor_by_name(request, name))
+                name: self._tensor(name, pb_utils.get_input_tensor_by_name(request, name))
                 for name in self._inputs
             }
             outputs = self._serve(**inputs)
@@ -101,17 +103,15 @@ class TritonPythonModel:
             return pb_utils.InferenceResponse(error=pb_utils.TritonError(error.message))
         return pb_utils.InferenceResponse(tensors)
 
+    def _tensor(self, name: str, given: Any) -> tf.Tensor:
+        if given.is_cpu():
+            return self._host_inputs.tensor(name, given.as_numpy())
+        return tf.experimental.dlpack.from_dlpack(given.to_dlpack())
+
 
 def _tables_of(statistics: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """Return the facts of every model's tables by one name."""
     return {f"{m}/{table}": facts for m, ts in statistics.items() for table, facts in ts.items()}
-
-
-def _tensor(given: Any) -> tf.Tensor:
-    if given.is_cpu():
-        # Copied: TensorFlow ends the process over memory that is not aligned as its own is.
-        return tf.convert_to_tensor(given.as_numpy())
-    return tf.experimental.dlpack.from_dlpack(given.to_dlpack())
 
 
 def _description(xla: bool) -> str:

@@ -54,7 +54,7 @@ class GpuLookup:
         array, copied by way of page-locked memory, or an object with `__dlpack__` in the memory of
         this GPU, used where it is. `dtype` is float32, or float16, rounded to the nearest, ties to
         even. The answer is a `DeviceArray`, or `out` where that is given: an object with
-        `__dlpack__` of as many values of `dtype` there, which is written to.
+        `__dlpack__`, or a `DeviceMemory`, of as many values of `dtype` there, which is written to.
 
         Without `stream`, the rows are written when this returns; work of others on `keys` and `out`
         counts as far as CUDA's default stream knows it. With `stream`, the handle of a CUDA stream,
@@ -84,7 +84,7 @@ class GpuLookup:
                     hint="pass int64 or int32 keys",
                 )
             counts = self._tables.counts_per_table(num_keys, size)
-            num_values = int(np.dot(counts.astype(np.int64), self._tables.embedding_dims))
+            num_values = self._tables.num_values(counts)
             target = None
             if out is not None:
                 target = held.enter_context(dlpack.on_gpu(out, self.device, ready_on, what="out"))

@@ -94,7 +94,7 @@ class ModelTables:
         """
         keys = self._keys(keys)
         counts = self.counts_per_table(num_keys, keys.size)
-        out = self._output(out, (int(np.dot(counts.astype(np.int64), self.embedding_dims)),))
+        out = self._output(out, (self.num_values(counts),))
         self._native.lookup_flat(keys.reshape(-1), counts, out)
         return out
 
@@ -116,6 +116,10 @@ class ModelTables:
                 hint="the counts must sum up to the number of keys",
             )
         return counts.astype(np.uint64)
+
+    def num_values(self, counts: npt.NDArray[np.uint64]) -> int:
+        """Return how many values the rows of so many keys per table have."""
+        return int(np.dot(counts.astype(np.int64), self.embedding_dims))
 
     def update(self, table: int | str, keys: npt.ArrayLike, rows: npt.ArrayLike) -> None:
         """Set rows, float32[n, dim], of int[n] `keys`, known or new, in all tiers and GPU caches.

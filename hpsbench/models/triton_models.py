@@ -100,7 +100,6 @@ def add_onnx_server(
             for name in ("tensor_float_32", "cuda_graphs", "fused_layers", "stage_times")
         },
     }
-    served_here = "://" not in suite.servers.triton
     build.repository.add_python_model(
         model,
         "onnx_model",
@@ -108,5 +107,15 @@ def add_onnx_server(
         OUTPUT_SPECS,
         parameters,
         feature_warm_up(suite),
-        backend=IN_PROCESS if suite.servers.in_process and served_here else PYTHON,
+        backend=backend_without_tensorflow(suite),
     )
+
+
+def backend_without_tensorflow(suite: Suite) -> str:
+    """Return the backend of models that TensorFlow has no part in: in Triton's process if it may.
+
+    TensorFlow ends its process over what it does not expect, and a Triton that runs elsewhere lacks
+    the backend.
+    """
+    served_here = "://" not in suite.servers.triton
+    return IN_PROCESS if suite.servers.in_process and served_here else PYTHON

@@ -37,7 +37,8 @@ instance_group [{{ count: 1, kind: KIND_CPU }}]
 parameters {{ key: "word", value: {{ string_value: "kept" }} }}
 """
 
-#: Answers with its input and where that lay; `x[0, 0]` of 1 to 4 asks for a failure of one kind.
+#: Answers with its input and where that lay; `x[0, 0]` of 1 to 4 and of 9 asks for a failure of
+#: one kind, and 8 for an answer in memory that the model takes from the server.
 MODEL = """\
 import json, os, signal
 import numpy as np
@@ -68,6 +69,11 @@ class TritonPythonModel:
             x[0, 0] = 0
         if kind == 4:
             return pb_utils.InferenceResponse([pb_utils.Tensor("y", x.astype("complex64"))])
+        if kind in (8, 9):
+            memory = request.take_output("y" if kind == 8 else "no such", x.dtype, x.shape)
+            assert not memory.is_on_gpu
+            memory.on_host()[...] = x
+            return pb_utils.InferenceResponse([])
         address = x.__array_interface__["data"][0]
         return pb_utils.InferenceResponse([
             pb_utils.Tensor("y", x), pb_utils.Tensor("address", np.array([address]))])
@@ -165,10 +171,23 @@ def test_every_number_is_answered_as_it_was_sent(
 
 
 @pytest.mark.parametrize("protocol", [triton_grpc, triton_http], ids=["grpc", "http"])
+@pytest.mark.parametrize("dtype", list(DTYPES.keys() - {"BOOL"}))
+def test_a_model_may_write_to_the_memory_of_the_response(
+    server: TritonServer, dtype: str, protocol: Any
+) -> None:
+    x = np.array([[8, 1, 0], [7, 0, 9]]).astype(DTYPES[dtype])
+    answer = ask(server, dtype, x, protocol)
+    y = answer.as_numpy("y")
+    assert y.dtype == x.dtype
+    np.testing.assert_array_equal(y, x)
+    assert answer.as_numpy("address") is None
+
+
+@pytest.mark.parametrize("protocol", [triton_grpc, triton_http], ids=["grpc", "http"])
 @pytest.mark.parametrize("rows", [0, 1, 20_000, 131_072])
 def test_any_length_arrives_whole(server: TritonServer, rows: int, protocol: Any) -> None:
     # 13.6 MB: in several buffers over HTTP, and copied by several threads.
-    x = np.random.default_rng(rows).integers(5, 1 << 30, (rows, 26), np.int32)
+    x = np.random.default_rng(rows).integers(10, 1 << 30, (rows, 26), np.int32)
     np.testing.assert_array_equal(ask(server, "INT32", x, protocol).as_numpy("y"), x)
 
 
@@ -196,6 +215,7 @@ def test_only_what_a_client_asks_for_is_sent(server: TritonServer) -> None:
         (2, r"raised while it worked\n(?s:.)*model.py(?s:.)*in answer"),
         (3, "read-only"),
         (4, "output y is complex64, which Triton cannot send"),
+        (9, "no such"),
     ],
 )
 def test_a_request_that_fails_is_told_why_and_the_next_is_answered(

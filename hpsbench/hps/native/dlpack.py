@@ -55,9 +55,13 @@ class DeviceMemory:
 def on_gpu(array: Any, device: int, stream: int, *, what: str) -> Iterator[DeviceMemory]:
     """Give the memory of `array`, an object with `__dlpack__`, ready in the order of `stream`.
 
-    It is held on to until the block ends. Raises HpsError, which calls the array `what`, where it
-    is not on GPU `device` or not contiguous.
+    Its owner keeps a `DeviceMemory`, which is given as it is; anything else is held on to until the
+    block ends. Raises HpsError, which calls the array `what`, where it is not on GPU `device` or
+    not contiguous.
     """
+    if isinstance(array, DeviceMemory):
+        yield array
+        return
     where = tuple(array.__dlpack_device__())
     if (int(where[0]), int(where[1])) != (CUDA, device):
         raise HpsError(

@@ -13,6 +13,7 @@ from hpsbench.models.repository import EnsembleStep, TensorSpec
 from hpsbench.models.triton_models import (
     OUTPUT_SPECS,
     add_savedmodel_server,
+    backend_without_tensorflow,
     feature_specs,
     keys_of,
 )
@@ -34,6 +35,7 @@ def export(build: DlrmBuild) -> None:
         key_specs,
         [vector_spec],
         {"ps_config_file": str(build.ps_config_file), "hps_model": HPS_MODEL},
+        backend=backend_without_tensorflow(build.suite),
     )
     _export_dense(build)
     suite = build.suite

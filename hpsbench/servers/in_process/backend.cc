@@ -4,13 +4,13 @@
 // handed to Triton, and the stages of a request are timed as Triton's own backends do: compute
 // input is the gathering, compute infer the model, compute output the copy of its answer.
 #include <chrono>
-#include <cstring>
 #include <memory>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "inputs.h"
+#include "outputs.h"
 #include "python.h"
 #include "triton.h"
 
@@ -123,32 +123,6 @@ TRITONSERVER_Error* wanted_outputs(TRITONBACKEND_Request* request, Object* names
   return nullptr;
 }
 
-// `output` is (name, datatype, shape, address, bytes, who keeps the bytes).
-TRITONSERVER_Error* add_output(TRITONBACKEND_Response* response, PyObject* output) {
-  const std::string name = as_text(item(output, 0));
-  const auto datatype = static_cast<TRITONSERVER_DataType>(py.PyLong_AsLongLong(item(output, 1)));
-  const std::vector<int64_t> shape = as_integers(item(output, 2));
-  const void* const from = reinterpret_cast<const void*>(py.PyLong_AsLongLong(item(output, 3)));
-  const uint64_t byte_size = py.PyLong_AsLongLong(item(output, 4));
-  TRITONBACKEND_Output* handle = nullptr;
-  if (auto* error = TRITONBACKEND_ResponseOutput(response, &handle, name.c_str(), datatype,
-                                                 shape.data(), shape.size())) {
-    return error;
-  }
-  void* buffer = nullptr;
-  auto type = TRITONSERVER_MEMORY_CPU;
-  int64_t id = 0;
-  if (auto* error = TRITONBACKEND_OutputBuffer(handle, &buffer, byte_size, &type, &id)) {
-    return error;
-  }
-  if (type == TRITONSERVER_MEMORY_GPU) {
-    return TRITONSERVER_ErrorNew(TRITONSERVER_ERROR_UNSUPPORTED,
-                                 "this model leaves its outputs in host memory, not on a GPU");
-  }
-  if (byte_size > 0) std::memcpy(buffer, from, byte_size);
-  return nullptr;
-}
-
 // `answer` is (error text, outputs); the interpreter's lock is held.
 TRITONSERVER_Error* fill(TRITONBACKEND_Response* response, const Object& answer) {
   if (!answer) return failure("the model failed; see what Python printed in the server's log");
@@ -174,6 +148,8 @@ TRITONSERVER_Error* answer(Instance* instance, TRITONBACKEND_Request* request,
   arguments.push_back(instance->model.share());
   arguments.push_back(described(inputs));
   arguments.push_back(std::move(wanted));
+  arguments.push_back(integer(reinterpret_cast<int64_t>(response)));
+  arguments.push_back(integer(reinterpret_cast<int64_t>(&take_output)));
   times->compute_start = now_ns();
   const Object given = call_host("execute", std::move(arguments));
   times->compute_end = now_ns();

@@ -70,14 +70,19 @@ def _load(name: str, version: str, folder: str, config: str) -> tuple[LoadedMode
 
 
 def execute(
-    loaded: LoadedModel, inputs: Sequence[GivenTensor], wanted: Sequence[str]
+    loaded: LoadedModel,
+    inputs: Sequence[GivenTensor],
+    wanted: Sequence[str],
+    its_response: int,
+    take_output: int,
 ) -> tuple[str, tuple[NamedTensor, ...]]:
     """Return why the model did not answer one request, or nothing, and the `wanted` outputs.
 
-    An input is name, Triton's data type, shape, address and bytes. No `wanted` ones means all.
+    An input is name, Triton's data type, shape, address and bytes. No `wanted` ones means all. With
+    `take_output`, a function of the backend, the model takes memory of `its_response` to write to.
     """
     try:
-        request = InferenceRequest(inputs)
+        request = InferenceRequest(inputs, its_response, take_output)
         (response,) = loaded.model.execute([request])
         if response.has_error():
             return response.error().message(), ()

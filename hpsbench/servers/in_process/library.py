@@ -9,8 +9,8 @@ from hpsbench.compiler import Code, cxx, shared_library
 from hpsbench.errors import ServerError
 from hpsbench.models.repository import IN_PROCESS
 
-_SOURCES = ("backend.cc", "inputs.cc", "python.cc")
-_HEADERS = ("inputs.h", "python.h", "triton.h")
+_SOURCES = ("backend.cc", "inputs.cc", "outputs.cc", "python.cc")
+_HEADERS = ("inputs.h", "outputs.h", "python.h", "triton.h")
 #: Triton has what is left undefined.
 _FLAGS = ("-std=c++17", "-O2", "-fPIC", "-shared", "-pthread", "-fvisibility=hidden", "-ldl")
 _PRINT_PATH = f"from {__name__} import backend_library; print(backend_library())"

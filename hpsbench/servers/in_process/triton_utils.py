@@ -1,13 +1,16 @@
 """`triton_python_backend_utils` for models inside the server: the part of it that ours use.
 
-Of the same names and meaning as in Triton's Python backend, with host memory only. An input's array
-lies in memory that is the next request's when this one is answered, and cannot be written to.
+Of the same names and meaning as in Triton's Python backend, with tensors in host memory only. An
+input's array lies in memory that is the next request's when this one is answered, and cannot be
+written to. What that backend lacks is `take_output`.
 """
 
 from __future__ import annotations
 
 import ctypes
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -19,6 +22,7 @@ __all__ = [
     "InferenceRequest",
     "InferenceResponse",
     "MetricFamily",
+    "OutputMemory",
     "Tensor",
     "TritonError",
     "TritonModelException",
@@ -82,11 +86,76 @@ class Tensor:
         return self._name, number, self._array.shape, address, array.nbytes, array
 
 
-class InferenceRequest:
-    """A request's inputs, where the backend gathered them."""
+class _TakenOutput(ctypes.Structure):
+    """As in `outputs.h`."""
 
-    def __init__(self, inputs: Sequence[GivenTensor]) -> None:
+    _fields_ = (
+        ("response", ctypes.c_void_p),
+        ("name", ctypes.c_char_p),
+        ("shape", ctypes.POINTER(ctypes.c_int64)),
+        ("byte_size", ctypes.c_uint64),
+        ("gpu", ctypes.c_int64),
+        ("dims_count", ctypes.c_uint32),
+        ("datatype", ctypes.c_int32),
+        ("address", ctypes.c_void_p),
+        ("is_on_gpu", ctypes.c_int32),
+        ("problem", ctypes.c_char * 256),
+    )
+
+
+_TAKE_OUTPUT = ctypes.CFUNCTYPE(None, ctypes.POINTER(_TakenOutput))
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputMemory:
+    """Memory of a response, valid until that is sent: on the GPU that was named, or on the host."""
+
+    address: int
+    is_on_gpu: bool
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+
+    def on_host(self) -> npt.NDArray[Any]:
+        """Return it as an array, where it is on the host."""
+        num_bytes = self.dtype.itemsize * math.prod(self.shape)
+        memory = (ctypes.c_char * num_bytes).from_address(self.address) if num_bytes else b""
+        return np.ndarray(self.shape, self.dtype, memoryview(memory))
+
+
+class InferenceRequest:
+    """A request's inputs, where the backend gathered them, and memory for its answer.
+
+    `response` is the server's, and `take_output` the address of a function of the backend.
+    """
+
+    def __init__(self, inputs: Sequence[GivenTensor], response: int, take_output: int) -> None:
         self._inputs = {given[0]: Tensor(given[0], _array(given)) for given in inputs}
+        self._response, self._take_output = response, take_output
+
+    def take_output(
+        self, name: str, dtype: npt.DTypeLike, shape: tuple[int, ...], gpu: int | None = None
+    ) -> OutputMemory:
+        """Add an output to the response, which the model is to write before it answers.
+
+        It is asked for on GPU `gpu`, or on the host; a client's is on the host nevertheless. Raises
+        TritonModelException where the server has no memory.
+        """
+        dtype = np.dtype(dtype)
+        output = _TakenOutput(
+            response=self._response,
+            name=name.encode(),
+            shape=(ctypes.c_int64 * len(shape))(*shape),
+            byte_size=dtype.itemsize * math.prod(shape),
+            gpu=-1 if gpu is None else gpu,
+            dims_count=len(shape),
+            datatype=_NUMBERS[dtype],
+        )
+        _TAKE_OUTPUT(self._take_output)(ctypes.byref(output))
+        if output.problem:
+            raise TritonModelException(output.problem.decode(errors="replace"))
+        return OutputMemory(
+            address=output.address or 0, is_on_gpu=bool(output.is_on_gpu), dtype=dtype, shape=shape
+        )
 
     def inputs(self) -> list[Tensor]:
         """Return all inputs, as the client ordered them."""

@@ -146,7 +146,7 @@ class ServerConfig:
     variants capture their dense part once per bucket of batch sizes and replay it; with
     `fused_layers`, its layers are cuBLASLt's with bias and ReLU, not ONNX Runtime's; with
     `stage_times`, they measure their stages, one after another, which is slower. With `in_process`,
-    they run in Triton's own process, of which a Triton at a URL would need the backend.
+    they and the ensemble's lookup run in Triton's own process; a Triton at a URL lacks the backend.
     """
 
     triton: str = "bundled"

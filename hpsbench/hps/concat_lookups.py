@@ -1,8 +1,10 @@
 """Lookups whose rows a model puts side by side: one operation that writes them there.
 
-It takes the place of a whole concatenation along the axis behind that of the samples, and copies
-what is no lookup's answer beside the rows. Where some value is of unknown width, or lookups are of
-several kinds, it takes that of two or more lookups' answers beside each other, if those are flat.
+It takes the place of a whole concatenation along the axis behind that of the samples. Columns of
+what is no lookup's answer it leaves to updates behind it, which TensorFlow makes in its memory: so
+the lookup need not wait for what is beside its rows. Where some value is of unknown width, or
+lookups are of several kinds, it takes the place of two or more lookups' answers beside each other,
+if those are flat.
 """
 
 from __future__ import annotations
@@ -42,14 +44,6 @@ def parts(
             yield some[0][0], [value for _, value in some]
 
 
-def given_tensors(
-    concatenation: Concatenation, first: int, values: Sequence[FlatLookup | Given]
-) -> list[str]:
-    """Return the names, as they are now, of the tensors that stand for the Given among `values`."""
-    tensors = concatenation.node.input[first : first + len(values)]
-    return [t for t, value in zip(tensors, values, strict=True) if isinstance(value, Given)]
-
-
 def needs(function: Any, tensors: Sequence[str], names: set[str]) -> bool:
     """Return whether some tensor, or wait, comes from nodes of these names or waits for them."""
     inputs = {node.name: node.input for node in function.node_def}
@@ -71,8 +65,8 @@ def concatenate(
 ) -> None:
     """Let `fused` take the place of `values`, which are those from number `first` on.
 
-    `fused` is the NodeDef of a HpsConcatLookup of these lookups and tensors, and lacks the
-    attributes of its columns only.
+    `fused` is the NodeDef of a HpsConcatLookup of these lookups, and lacks the attributes of its
+    columns only.
     """
     _describe_columns(fused, values)
     concat = concatenation.node
@@ -86,38 +80,81 @@ def concatenate(
         concat.attr["N"].i -= len(values) - 1
         del concat.input[:]
         concat.input.extend(inputs)
-    elif len(concatenation.shape) == 1:
+    else:
+        given = _given(concatenation)
+        if len(concatenation.shape) > 1:
+            answer = _reshape(function, concat, answer, (-1, *concatenation.shape))
+        for tensor, *columns in given:
+            answer = _update(function, concat, answer, tensor, columns)
         removed.append(concat.name)
         tensors[f"{concat.name}:output:0"] = answer
-    else:
-        _become_reshape(function, concat, answer, (-1, *concatenation.shape))
     remove_nodes(function, set(removed))
     function.node_def.append(fused)
-    rename_tensors(function, tensors, {name: [fused.name] for name in removed})
+    renamed = {name: [fused.name] for name in removed}
+    if len(values) == len(concatenation.values):
+        renamed[concat.name] = [producer(answer)]
+    rename_tensors(function, tensors, renamed)
 
 
 def _describe_columns(fused: Any, values: Sequence[FlatLookup | Given]) -> None:
     fused.attr.pop("Trows", None)  # it writes float32 only
-    # Inputs are the ids first, then what is given.
-    by_input = sorted(range(len(values)), key=lambda i: isinstance(values[i], Given))
-    fused.attr["widths"].list.i.extend(values[i].width for i in by_input)
-    num_given = sum(isinstance(value, Given) for value in values)
-    if num_given:
-        fused.attr["num_given"].i = num_given
-        fused.attr["order"].list.i.extend(by_input.index(i) for i in range(len(values)))
+    width, first_columns = 0, []
+    for value in values:
+        if isinstance(value, FlatLookup):
+            first_columns.append(width)
+            fused.attr["widths"].list.i.append(value.width)
+        width += value.width
+    if len(first_columns) < len(values):
+        fused.attr["first_columns"].list.i.extend(first_columns)
+        fused.attr["width"].i = width
 
 
-def _become_reshape(function: Any, node: Any, tensor: str, shape: Sequence[int]) -> None:
-    """Make a node the reshape of a float32 `tensor`; its output keeps its name."""
-    constant = function.node_def.add(
-        name=unused_name(function, f"{node.name}/shape"), op="Const", device=node.device
-    )
-    constant.attr["dtype"].type = tf.int32.as_datatype_enum
-    constant.attr["value"].tensor.CopyFrom(tf.make_tensor_proto(shape, tf.int32))
-    node.op = "Reshape"
-    del node.input[:]
-    node.input.extend([tensor, f"{constant.name}:output:0"])
-    for name in ("N", "Tidx"):
-        node.attr.pop(name, None)
+def _given(concatenation: Concatenation) -> list[tuple[str, int, int]]:
+    """Return the tensors that are no lookup's answer, with the axis' numbers of begin and end."""
+    found, begin = [], 0
+    for tensor, value in zip(concatenation.node.input, concatenation.values, strict=False):
+        assert value is not None
+        end = begin + value.shape[0]
+        if isinstance(value, Given):
+            found.append((tensor, begin, end))
+        begin = end
+    return found
+
+
+def _reshape(function: Any, concat: Any, tensor: str, shape: Sequence[int]) -> str:
+    """Add the reshape of a float32 `tensor`, and return its result."""
+    lengths = _constant(function, concat, "shape", shape)
+    node = _node(function, concat, "Reshape", [tensor, lengths])
     node.attr["T"].type = tf.float32.as_datatype_enum
     node.attr["Tshape"].type = tf.int32.as_datatype_enum
+    return f"{node.name}:output:0"
+
+
+def _update(function: Any, concat: Any, tensor: str, values: str, columns: Sequence[int]) -> str:
+    """Add the update of `columns`, along axis 1, of a float32 `tensor`, and return its result.
+
+    TensorFlow makes it in the tensor's own memory, if nothing else uses that.
+    """
+    bounds = [_constant(function, concat, "columns", (0, column)) for column in columns]
+    steps = _constant(function, concat, "steps", (1, 1))
+    node = _node(function, concat, "TensorStridedSliceUpdate", [tensor, *bounds, steps, values])
+    node.attr["T"].type = tf.float32.as_datatype_enum
+    node.attr["Index"].type = tf.int32.as_datatype_enum
+    # All samples, and all of what is behind axis 1.
+    node.attr["begin_mask"].i = 0b01
+    node.attr["end_mask"].i = 0b01
+    return f"{node.name}:output:0"
+
+
+def _constant(function: Any, concat: Any, name: str, values: Sequence[int]) -> str:
+    node = _node(function, concat, "Const", [], name)
+    node.attr["dtype"].type = tf.int32.as_datatype_enum
+    node.attr["value"].tensor.CopyFrom(tf.make_tensor_proto(values, tf.int32))
+    return f"{node.name}:output:0"
+
+
+def _node(function: Any, concat: Any, op: str, inputs: Sequence[str], name: str = "") -> Any:
+    name = unused_name(function, f"{concat.name}/{name or op}")
+    node = function.node_def.add(name=name, op=op, device=concat.device)
+    node.input.extend(inputs)
+    return node

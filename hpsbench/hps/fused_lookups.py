@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-from hpsbench.hps.concat_lookups import CONCAT_LOOKUP, concatenate, given_tensors, needs, parts
+from hpsbench.hps.concat_lookups import CONCAT_LOOKUP, concatenate, needs, parts
 from hpsbench.hps.concatenated_values import LOOKUP, FlatLookup, find_concatenations
 from hpsbench.hps.function_calls import (
     functions_that_reach,
@@ -58,8 +58,7 @@ def _concatenate(function: Any) -> None:
         # From the last part to the first, so that the numbers of the others stay.
         for first, values in reversed(list(parts(concatenation, groups))):
             lookups = [value.lookup for value in values if isinstance(value, FlatLookup)]
-            given = given_tensors(concatenation, first, values)
-            fused = _operation(function, CONCAT_LOOKUP, lookups, given)
+            fused = _operation(function, CONCAT_LOOKUP, lookups)
             if not needs(function, fused.input, {lookup.name for lookup in lookups}):
                 concatenate(function, concatenation, first, values, fused)
 
@@ -98,11 +97,8 @@ def _kind(lookup: Any) -> tuple[str, ...]:
     return (lookup.device, repr(shared))
 
 
-def _operation(function: Any, op: str, lookups: Sequence[Any], given: Sequence[str] = ()) -> Any:
-    """Return the NodeDef of an operation for several lookups, with their ids and attributes.
-
-    `given` are tensors that it takes besides.
-    """
+def _operation(function: Any, op: str, lookups: Sequence[Any]) -> Any:
+    """Return the NodeDef of an operation for several lookups, with their ids and attributes."""
     name = unused_name(function, _NAMES[op])
     fused = type(lookups[0])(op=op, name=name, device=lookups[0].device)
     for name, value in lookups[0].attr.items():
@@ -112,7 +108,7 @@ def _operation(function: Any, op: str, lookups: Sequence[Any], given: Sequence[s
     fused.attr["table_ids"].list.i.extend(n.attr["table_id"].i for n in lookups)
     fused.attr["emb_vec_sizes"].list.i.extend(n.attr["emb_vec_size"].i for n in lookups)
     fused.attr["global_batch_size"].i = max(n.attr["global_batch_size"].i for n in lookups)
-    fused.input.extend([*(node.input[0] for node in lookups), *given])
+    fused.input.extend(node.input[0] for node in lookups)
     fused.input.extend(dict.fromkeys(wait for node in lookups for wait in node.input[1:]))
     return fused
 

@@ -197,9 +197,8 @@ def running_triton(
         server = attached_triton(config, models)
     else:
         launched = launch(
-            find_triton(
-                config.triton, python, in_process=any(is_used(repository, m) for m in models)
-            ),
+            # Any of them may be loaded later.
+            find_triton(config.triton, python, in_process=is_used(repository)),
             repository,
             models,
             log=log,

@@ -1,4 +1,4 @@
-"""HpsConcatLookup with tensors that are given: each block of columns is where it is to be."""
+"""HpsConcatLookup between columns of others: each block of columns is where it is to be."""
 
 from dataclasses import dataclass
 
@@ -61,7 +61,7 @@ def prepare(folder, layout, **options):
 
 
 def batch(layout, seed=0):
-    """Return the blocks' inputs: ids, many of them twice and some of no row, and given values."""
+    """Return the blocks' inputs: ids, many of them twice and some of no row, and tensors."""
     rng = np.random.default_rng(seed)
     keys = np.append(KEYS, [-3, 10**6])
     return [
@@ -72,30 +72,41 @@ def batch(layout, seed=0):
     ]
 
 
+def width_of(block):
+    return block[0] * block[1] if isinstance(block, tuple) else block
+
+
 def ask(layout, inputs, dtype=tf.int32, **attributes):
-    pairs = list(zip(layout.blocks, inputs, strict=True))
-    lookups = [(block, x) for block, x in pairs if isinstance(block, tuple)]
-    given = [(block, x) for block, x in pairs if not isinstance(block, tuple)]
-    by_input = sorted(range(len(pairs)), key=lambda i: not isinstance(layout.blocks[i], tuple))
+    """Return the matrix with the lookups' columns, and then the tensors', written."""
+    ends = np.cumsum([width_of(block) for block in layout.blocks])
+    columns = list(zip(layout.blocks, inputs, ends, strict=True))
+    lookups = [(*of, x, end) for of, x, end in columns if isinstance(of, tuple)]
     fitting = {
         "table_ids": list(range(len(lookups))),
-        "emb_vec_sizes": [dim for (dim, _), _ in lookups],
-        "widths": [*(dim * keys for (dim, keys), _ in lookups), *(width for width, _ in given)],
-        "order": [by_input.index(i) for i in range(len(pairs))],
+        "emb_vec_sizes": [dim for dim, _, _, _ in lookups],
+        "widths": [dim * keys for dim, keys, _, _ in lookups],
+        "first_columns": [end - dim * keys for dim, keys, _, end in lookups],
+        "width": ends[-1],
     }
-    return operations().hps_concat_lookup(
-        ids=[tf.constant(x, dtype) for _, x in lookups],
-        given=[tf.constant(x) for _, x in given],
+    matrix = operations().hps_concat_lookup(
+        ids=[tf.constant(x, dtype) for _, _, x, _ in lookups],
         model_name="m",
         **{**fitting, **attributes},
     )
+    for block, x, end in columns:
+        if not isinstance(block, tuple):
+            matrix = tf.raw_ops.TensorStridedSliceUpdate(
+                input=matrix, begin=[0, end - block], end=[0, end], strides=[1, 1],
+                value=tf.constant(x), begin_mask=1, end_mask=1,
+            )  # fmt: skip
+    return matrix
 
 
 def expected(layout, tables, inputs):
     of_tables = iter(tables)
     return np.concatenate(
         [
-            next(of_tables).answer(x).reshape(len(x), block[0] * block[1])
+            next(of_tables).answer(x).reshape(len(x), width_of(block))
             if isinstance(block, tuple)
             else x
             for block, x in zip(layout.blocks, inputs, strict=True)
@@ -154,38 +165,47 @@ def test_host_rows_read_region_by_region_stand_beside_tensors(tmp_path):
     ids = np.random.default_rng(0).integers(0, 700_100, (301, 26), np.int32)
     rows = np.where(ids[..., None] < 700_000, table.rows[np.minimum(ids, 699_999)], np.float32(-1))
     layout = Layout(blocks=(128, (640, 26)), samples=len(ids))
-    given = np.random.default_rng(1).random((len(ids), 128), np.float32)
+    dense = np.random.default_rng(1).random((len(ids), 128), np.float32)
     with tf.device("/GPU:0"):
-        answer = ask(layout, [given, ids])
-    np.testing.assert_array_equal(answer[:, :128], given)
+        answer = ask(layout, [dense, ids])
+    np.testing.assert_array_equal(answer[:, :128], dense)
     np.testing.assert_array_equal(answer[:, 128:], rows.reshape(len(ids), -1))
 
 
-def test_a_given_tensor_may_have_any_shape_of_as_many_samples(tmp_path):
-    layout = LAYOUTS["between"]
-    tables, inputs = prepare(tmp_path, layout), batch(layout)
-    shaped = [inputs[0], inputs[1].reshape(-1, 2, 4), inputs[2]]
-    np.testing.assert_array_equal(ask(layout, shaped), expected(layout, tables, inputs))
+@pytest.mark.parametrize("device", ["/CPU:0", pytest.param("/GPU:0", marks=pytest.mark.gpu)])
+def test_who_shares_a_matrix_writes_to_one_of_its_own(tmp_path, device):
+    """Equal lookups become one when TensorFlow optimises a graph."""
+    layout = LAYOUTS["before"]
+    tables, (dense, ids) = prepare(tmp_path, layout), batch(layout)
+
+    @tf.function
+    def both():
+        return ask(layout, [dense, ids]), ask(layout, [-dense, ids])
+
+    with tf.device(device):
+        first, second = both()
+    np.testing.assert_array_equal(first, expected(layout, tables, [dense, ids]))
+    np.testing.assert_array_equal(second, expected(layout, tables, [-dense, ids]))
 
 
 BETWEEN = LAYOUTS["between"]
 REFUSED = {
-    "samples of a tensor": (
-        {1: np.zeros((34, 8), np.float32)},
-        {},
-        r"given 0 of shape \[34,8\] give 272 values, which are not 33 samples of 8",
-    ),
     "samples of ids": (
         {2: np.zeros((32, 26), np.int32)},
         {},
         r"ids 1 of shape \[32,26\] give 13312 values, which are not 33 samples of 416",
     ),
-    "no width": ({}, {"widths": [48, 416, 0]}, "width 0 is below 1"),
-    "too few widths": ({}, {"widths": [48, 416]}, "widths needs one per input"),
-    "an input twice": ({}, {"order": [0, 1, 1]}, "order needs the number of each input once"),
-    "an input missing": ({}, {"order": [1, 0]}, "order needs the number of each input once"),
-    "no such input": ({}, {"order": [0, 1, 3]}, "order needs the number of each input once"),
-    "too many tables": ({}, {"table_ids": [0, 1, 1]}, "table_ids needs one id per input of ids"),
+    "no width": ({}, {"widths": [48, 0]}, "width 0 is no multiple of emb_vec_size 16"),
+    "too few widths": ({}, {"widths": [48]}, "widths needs one per input"),
+    "too few columns": ({}, {"first_columns": [0]}, "first_columns needs one per input"),
+    "one over another": (
+        {},
+        {"first_columns": [0, 47]},
+        "columns of ids 1 begin at 47, before those that end at 48",
+    ),
+    "before the matrix": ({}, {"first_columns": [-1, 56]}, "columns of ids 0 begin at -1"),
+    "beyond the matrix": ({}, {"width": 471}, "columns end at 472, beyond width 471"),
+    "too many tables": ({}, {"table_ids": [0, 1, 1]}, "table_ids needs one id per input"),
 }
 
 

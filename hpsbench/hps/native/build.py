@@ -27,15 +27,15 @@ _OP_HEADERS = (
     "register_kernels.h",
 )  # fmt: skip
 _GPU_SOURCES = (
-    "gpu_cache.cu", "gpu_columns.cu", "gpu_interaction.cu", "gpu_lookup.cu", "gpu_mlp.cu",
-    "gpu_resident.cu", "gpu_slabs.cu", "gpu_upload.cu", "thread_pool.cc",
+    "gpu_cache.cu", "gpu_interaction.cu", "gpu_lookup.cu", "gpu_mlp.cu", "gpu_resident.cu",
+    "gpu_slabs.cu", "gpu_upload.cu", "thread_pool.cc",
 )  # fmt: skip
 _GPU_HEADERS = (
     "claimed_ranges.h", "core.h", "gpu_added_rows.h", "gpu_arrays.h", "gpu_attached.h",
-    "gpu_cache.h", "gpu_columns.h", "gpu_inserter.h", "gpu_interaction.h", "gpu_lanes.h",
-    "gpu_memory.h", "gpu_mlp.h", "gpu_order.h", "gpu_places.cuh", "gpu_resident_kernels.cuh",
-    "gpu_rewriter.h", "gpu_rows.cuh", "gpu_slab_kernels.cuh", "gpu_stages.h", "gpu_table.h",
-    "gpu_workspace.h", "thread_pool.h",
+    "gpu_cache.h", "gpu_inserter.h", "gpu_interaction.h", "gpu_lanes.h", "gpu_memory.h",
+    "gpu_mlp.h", "gpu_order.h", "gpu_places.cuh", "gpu_resident_kernels.cuh", "gpu_rewriter.h",
+    "gpu_rows.cuh", "gpu_slab_kernels.cuh", "gpu_stages.h", "gpu_table.h", "gpu_workspace.h",
+    "thread_pool.h",
 )  # fmt: skip
 _FLAGS = ("-std=c++17", "-O3", "-fPIC", "-shared", "-pthread", "-fvisibility=hidden")
 # The CUDA runtime is linked in, so that the library also loads where there is no CUDA.

@@ -217,14 +217,6 @@ typedef struct {
   uint64_t stride;
 } hps_gpu_part;
 
-// Values in memory of the GPU, float32[num_samples * width], and where they become columns of a
-// matrix: those of the first sample at `out`.
-typedef struct {
-  const float* values;
-  uint64_t width;
-  float* out;
-} hps_gpu_columns;
-
 typedef struct {
   // Keys are int64 (`key_bytes` 8) or int32 (4), all in memory of the GPU, or all `on_host`, from
   // where they are read before this returns. Rows are written in the order of the CUDA stream.
@@ -232,10 +224,6 @@ typedef struct {
                        int32_t key_bytes, int32_t on_host, hps_row_type row_type, void* stream,
                        hps_error* error);
   void (*destroy)(hps_gpu_cache* cache);
-  // Copies columns into a matrix whose rows begin `stride` values from each other.
-  hps_status (*copy_columns)(hps_gpu_cache* cache, const hps_gpu_columns* columns,
-                             int32_t num_columns, uint64_t num_samples, uint64_t stride,
-                             void* stream, hps_error* error);
 } hps_gpu_functions;
 
 // The model destroys the cache with itself. HPS_ALREADY_EXISTS where it has one on that GPU.

@@ -7,7 +7,6 @@
 #include <vector>
 
 #include "gpu_attached.h"
-#include "gpu_columns.h"
 
 namespace {
 
@@ -71,17 +70,7 @@ void destroy(hps_gpu_cache* cache) {
   delete cache;
 }
 
-hps_status copy_columns(hps_gpu_cache* cache, const hps_gpu_columns* columns,
-                        int32_t num_columns, uint64_t num_samples, uint64_t stride, void* stream,
-                        hps_error* error) {
-  return guarded(error, [&] {
-    const DeviceScope scope(cache->device);
-    hps::gpu::copy_columns(columns, num_columns, num_samples, stride,
-                           static_cast<cudaStream_t>(stream));
-  });
-}
-
-constexpr hps_gpu_functions kFunctions = {lookup, destroy, copy_columns};
+constexpr hps_gpu_functions kFunctions = {lookup, destroy};
 
 std::unique_ptr<hps::gpu::Table> make_table(const hps::gpu::HostTable& host,
                                             const hps_gpu_options& options,

@@ -52,17 +52,6 @@ class GpuCall {
                   error);
   }
 
-  // Copies columns into a matrix of `width` columns, in the order of the stream.
-  absl::Status copy_columns(const std::vector<hps_gpu_columns>& columns, int64_t num_samples,
-                            int64_t width) const {
-    hps_error error;
-    return status(functions_->copy_columns(cache_, columns.data(),
-                                           static_cast<int32_t>(columns.size()),
-                                           static_cast<uint64_t>(num_samples),
-                                           static_cast<uint64_t>(width), cuda_stream(), &error),
-                  error);
-  }
-
   // Takes page-locked memory on the host.
   absl::Status allocate_on_host(tensorflow::DataType type, const tensorflow::TensorShape& shape,
                                 tensorflow::Tensor* out) const {
@@ -76,21 +65,13 @@ class GpuCall {
   // copied, to `copied`, which must live until then.
   template <class Key>
   absl::Status ids_on_host(int input, tensorflow::Tensor* copied, const Key** keys) const {
-    if (!kIdsOnHost<Key>) return values_on_host(input, copied, keys);
-    *keys = ctx_->input(input).flat<Key>().data();
-    return absl::OkStatus();
-  }
-
-  // The same for an input in memory of the GPU.
-  template <class Value>
-  absl::Status values_on_host(int input, tensorflow::Tensor* copied, const Value** values) const {
-    const tensorflow::Tensor& tensor = ctx_->input(input);
-    *values = tensor.flat<Value>().data();
-    if (tensor.TotalBytes() == 0) return absl::OkStatus();
-    TF_RETURN_IF_ERROR(allocate_on_host(tensor.dtype(), tensor.shape(), copied));
-    const DeviceAddressBase from(const_cast<Value*>(*values), tensor.TotalBytes());
-    *values = copied->flat<Value>().data();
-    return stream_->Memcpy(copied->data(), from, tensor.TotalBytes());
+    const tensorflow::Tensor& ids = ctx_->input(input);
+    *keys = ids.flat<Key>().data();
+    if (kIdsOnHost<Key> || ids.TotalBytes() == 0) return absl::OkStatus();
+    TF_RETURN_IF_ERROR(allocate_on_host(ids.dtype(), ids.shape(), copied));
+    const DeviceAddressBase from(const_cast<Key*>(*keys), ids.TotalBytes());
+    *keys = copied->flat<Key>().data();
+    return stream_->Memcpy(copied->data(), from, ids.TotalBytes());
   }
 
   // Copies rows to GPU memory, in the order of the stream.

@@ -41,16 +41,14 @@ class LookupKernel : public OpKernel {
       OP_REQUIRES_OK(ctx, ctx->GetAttr("table_id", &table_ids_[0]));
       OP_REQUIRES_OK(ctx, ctx->GetAttr("emb_vec_size", &emb_vec_sizes_[0]));
     } else {
-      int num_tables;  // as many as inputs of ids, which come first
-      OP_REQUIRES_OK(ctx, ctx->GetAttr("num_tables", &num_tables));
       OP_REQUIRES_OK(ctx, ctx->GetAttr("table_ids", &table_ids_));
       OP_REQUIRES_OK(ctx, ctx->GetAttr("emb_vec_sizes", &emb_vec_sizes_));
-      OP_REQUIRES(ctx, static_cast<int>(table_ids_.size()) == num_tables,
+      OP_REQUIRES(ctx, static_cast<int>(table_ids_.size()) == num_inputs(),
                   absl::InvalidArgumentError(
-                      absl::StrCat(operation(), ": table_ids needs one id per input of ids")));
-      OP_REQUIRES(ctx, static_cast<int>(emb_vec_sizes_.size()) == num_tables,
+                      absl::StrCat(operation(), ": table_ids needs one id per input")));
+      OP_REQUIRES(ctx, static_cast<int>(emb_vec_sizes_.size()) == num_inputs(),
                   absl::InvalidArgumentError(
-                      absl::StrCat(operation(), ": emb_vec_sizes needs one size per input of ids")));
+                      absl::StrCat(operation(), ": emb_vec_sizes needs one size per input")));
     }
   }
 

@@ -1,7 +1,8 @@
-// HpsConcatLookup: the rows of several tables, and tensors that are given, side by side in one matrix.
+// HpsConcatLookup: the rows of several tables side by side in one matrix.
 //
 // What a lookup per table, its reshape to [samples, width] and a concatenation along the last axis
 // give, in one pass: a row goes where it ends up. The kernel for GPUs is in op_concat_gpu.cc.
+#include <numeric>
 #include <vector>
 
 #include "concat_lookup_kernel.h"
@@ -16,11 +17,11 @@ namespace {
 
 using tensorflow::shape_inference::InferenceContext;
 
-// `widths` has the values per sample of each input, and `order` their numbers from left to right, as
-// they are where it is empty. Not stateful, as HpsLookup is not.
+// `widths` has the values per sample of each table, which begin at its number of `first_columns`: one
+// behind the other where that is empty. Columns of `width` that are no table's have any values; an
+// operation behind this one is to write them. Not stateful, as HpsLookup is not.
 REGISTER_OP("HpsConcatLookup")
     .Input("ids: num_tables * Tkeys")
-    .Input("given: num_given * float")
     .Output("embeddings: float")
     .Attr("num_tables: int >= 1")
     .Attr("Tkeys: {int32, int64}")
@@ -30,13 +31,14 @@ REGISTER_OP("HpsConcatLookup")
     .Attr("widths: list(int)")
     .Attr("ps_config_file: string = ''")
     .Attr("global_batch_size: int = 1")
-    .Attr("num_given: int >= 0 = 0")
-    .Attr("order: list(int) = []")
+    .Attr("first_columns: list(int) = []")
+    .Attr("width: int >= 0 = 0")
     .SetShapeFn([](InferenceContext* c) {
+      int64_t width;
       std::vector<int64_t> widths;
+      TF_RETURN_IF_ERROR(c->GetAttr("width", &width));
       TF_RETURN_IF_ERROR(c->GetAttr("widths", &widths));
-      int64_t width = 0;
-      for (const int64_t w : widths) width += w;
+      if (width == 0) width = std::accumulate(widths.begin(), widths.end(), int64_t{0});
       c->set_output(0, c->Matrix(InferenceContext::kUnknownDim, width));
       return absl::OkStatus();
     });
@@ -52,24 +54,24 @@ class CpuConcatLookupKernel : public ConcatLookupKernel<Key> {
     int64_t num_samples;
     OP_REQUIRES_OK(ctx, this->count_samples(ctx, &num_samples));
     Tensor embeddings;
-    OP_REQUIRES_OK(ctx,
-                   memory_.take(ctx, TensorShape({num_samples, this->width_}), &embeddings));
+    OP_REQUIRES_OK(ctx, take(ctx, TensorShape({num_samples, this->width_}), &embeddings));
     ctx->set_output(0, embeddings);
     if (num_samples == 0) return;
     std::vector<const Key*> keys;
-    std::vector<const float*> given;
-    for (int i = 0; i < ctx->num_inputs(); ++i) {
-      if (i < this->num_tables()) {
-        keys.push_back(ctx->input(i).flat<Key>().data());
-      } else {
-        given.push_back(ctx->input(i).flat<float>().data());
-      }
-    }
-    this->look_up_side_by_side(ctx, model.get(), keys, given, num_samples,
+    for (int t = 0; t < ctx->num_inputs(); ++t) keys.push_back(ctx->input(t).flat<Key>().data());
+    this->look_up_side_by_side(ctx, model.get(), keys, num_samples,
                                embeddings.flat<float>().data());
   }
 
  private:
+  absl::Status take(OpKernelContext* ctx, const TensorShape& shape, Tensor* out) {
+    if (!this->has_gaps()) return memory_.take(ctx, shape, out);
+    // Memory that is kept could not be written in place by who fills the gaps.
+    TF_RETURN_IF_ERROR(ctx->allocate_temp(tensorflow::DT_FLOAT, shape, out));
+    if (out->TotalBytes() >= kFreshMemory) use_huge_pages(*out);
+    return absl::OkStatus();
+  }
+
   OutputMemory memory_;
 };
 

@@ -45,10 +45,9 @@ def backend_library_of(python: Path | None) -> Path:
     return Path(result.stdout.strip().splitlines()[-1])
 
 
-def is_used(repository: Path, model: str) -> bool:
-    """Return whether a model of the repository asks for this backend."""
-    try:
-        config = (repository / model / "config.pbtxt").read_text("utf-8")
-    except OSError:
-        return False
-    return f'backend: "{IN_PROCESS}"' in config
+def is_used(repository: Path) -> bool:
+    """Return whether some model of the repository asks for this backend."""
+    return any(
+        f'backend: "{IN_PROCESS}"' in config.read_text("utf-8", errors="replace")
+        for config in repository.glob("*/config.pbtxt")
+    )

@@ -45,7 +45,6 @@ def prepare(folder, dims, **options):
 def ask(tables, ids, widths=None):
     return operations().hps_concat_lookup(
         ids=ids,
-        given=[],
         model_name="m",
         table_ids=list(range(len(tables))),
         emb_vec_sizes=[table.rows.shape[1] for table in tables],
@@ -174,6 +173,4 @@ def test_attributes_of_other_numbers_of_inputs_are_refused(tmp_path, attributes,
     fitting = {"table_ids": [0, 1], "emb_vec_sizes": [16, 8], "widths": [32, 16]}
     ids = [tf.constant(np.zeros((4, 2), np.int32))] * 2
     with pytest.raises(tf.errors.InvalidArgumentError, match=message):
-        operations().hps_concat_lookup(
-            ids=ids, given=[], model_name="m", **{**fitting, **attributes}
-        )
+        operations().hps_concat_lookup(ids=ids, model_name="m", **{**fitting, **attributes})

@@ -9,8 +9,9 @@ from typing import Protocol
 
 import numpy as np
 import onnx
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
-from hpsbench.errors import BenchError, HpsError
+from hpsbench.errors import BenchError, HpsError, ServerError
 from hpsbench.hps.native.gpu_interaction import DotInteraction
 from hpsbench.models.onnx import OUTPUT, VECTORS
 from hpsbench.models.onnx_engine import CUDA, Buffer, EngineOptions, OnnxEngine, has_tensorrt
@@ -112,6 +113,16 @@ class FusedEngine:
         return run
 
 
+def read_model(model: Path) -> onnx.ModelProto:
+    """Return the model in a file. Raises ServerError, which names it, where there is none."""
+    try:
+        return onnx.load(model)
+    except (OSError, DecodeError) as error:
+        raise ServerError(
+            f"{model} is no ONNX model: {error}", hint="build the model repository again"
+        ) from error
+
+
 def fused_engine(
     model: Path | onnx.ModelProto,
     options: EngineOptions,
@@ -129,7 +140,7 @@ def fused_engine(
     """
     if options.device is None or options.stream is None or has_tensorrt():
         return None
-    whole = onnx.load(model) if isinstance(model, Path) else model
+    whole = read_model(model) if isinstance(model, Path) else model
     try:
         parts = split_at_interaction(whole)
         interaction = DotInteraction(

@@ -71,7 +71,8 @@ def concatenate(
     _describe_columns(fused, values)
     concat = concatenation.node
     flats = [value for value in values if isinstance(value, FlatLookup)]
-    removed = [node.name for flat in flats for node in (flat.lookup, *flat.between)]
+    # Nodes that go, and what is to be waited for in their place.
+    waits = {node.name: [fused.name] for f in flats for node in (f.lookup, *f.between)}
     answer = f"{fused.name}:embeddings:0"
     tensors: dict[str, str] = {}
     if len(values) < len(concatenation.values):
@@ -81,19 +82,15 @@ def concatenate(
         del concat.input[:]
         concat.input.extend(inputs)
     else:
-        given = _given(concatenation)
         if len(concatenation.shape) > 1:
             answer = _reshape(function, concat, answer, (-1, *concatenation.shape))
-        for tensor, *columns in given:
+        for tensor, *columns in _given(concatenation):
             answer = _update(function, concat, answer, tensor, columns)
-        removed.append(concat.name)
         tensors[f"{concat.name}:output:0"] = answer
-    remove_nodes(function, set(removed))
+        waits[concat.name] = [producer(answer)]
+    remove_nodes(function, set(waits))
     function.node_def.append(fused)
-    renamed = {name: [fused.name] for name in removed}
-    if len(values) == len(concatenation.values):
-        renamed[concat.name] = [producer(answer)]
-    rename_tensors(function, tensors, renamed)
+    rename_tensors(function, tensors, waits)
 
 
 def _describe_columns(fused: Any, values: Sequence[FlatLookup | Given]) -> None:
@@ -110,7 +107,7 @@ def _describe_columns(fused: Any, values: Sequence[FlatLookup | Given]) -> None:
 
 
 def _given(concatenation: Concatenation) -> list[tuple[str, int, int]]:
-    """Return the tensors that are no lookup's answer, with the axis' numbers of begin and end."""
+    """Return the tensors that are no lookup's answer, with where each begins and ends."""
     found, begin = [], 0
     for tensor, value in zip(concatenation.node.input, concatenation.values, strict=False):
         assert value is not None

@@ -66,7 +66,7 @@ def concatenate(
     """Let `fused` take the place of `values`, which are those from number `first` on.
 
     `fused` is the NodeDef of a HpsConcatLookup of these lookups, and lacks the attributes of its
-    columns only.
+    columns and its shape only.
     """
     _describe_columns(fused, values)
     concat = concatenation.node
@@ -83,9 +83,12 @@ def concatenate(
         concat.input.extend(inputs)
     else:
         if len(concatenation.shape) > 1:
-            answer = _reshape(function, concat, answer, (-1, *concatenation.shape))
-        for tensor, *columns in _given(concatenation):
-            answer = _update(function, concat, answer, tensor, columns)
+            fused.attr["sample_shape"].list.i.extend(concatenation.shape)
+        for tensor, given, begin in _given(concatenation):
+            if given.reshape is not None:
+                tensor = given.reshape.input[0]
+                waits[given.reshape.name] = [producer(tensor)]
+            answer = _update(function, concat, answer, tensor, given, begin)
         tensors[f"{concat.name}:output:0"] = answer
         waits[concat.name] = [producer(answer)]
     remove_nodes(function, set(waits))
@@ -106,32 +109,24 @@ def _describe_columns(fused: Any, values: Sequence[FlatLookup | Given]) -> None:
         fused.attr["width"].i = width
 
 
-def _given(concatenation: Concatenation) -> list[tuple[str, int, int]]:
-    """Return the tensors that are no lookup's answer, with where each begins and ends."""
+def _given(concatenation: Concatenation) -> list[tuple[str, Given, int]]:
+    """Return the tensors that are no lookup's answer, with where along axis 1 each begins."""
     found, begin = [], 0
     for tensor, value in zip(concatenation.node.input, concatenation.values, strict=False):
         assert value is not None
-        end = begin + value.shape[0]
         if isinstance(value, Given):
-            found.append((tensor, begin, end))
-        begin = end
+            found.append((tensor, value, begin))
+        begin += value.shape[0]
     return found
 
 
-def _reshape(function: Any, concat: Any, tensor: str, shape: Sequence[int]) -> str:
-    """Add the reshape of a float32 `tensor`, and return its result."""
-    lengths = _constant(function, concat, "shape", shape)
-    node = _node(function, concat, "Reshape", [tensor, lengths])
-    node.attr["T"].type = tf.float32.as_datatype_enum
-    node.attr["Tshape"].type = tf.int32.as_datatype_enum
-    return f"{node.name}:output:0"
+def _update(function: Any, concat: Any, tensor: str, values: str, given: Given, begin: int) -> str:
+    """Add the update of a float32 `tensor`, from `begin` along axis 1 on, and return its result.
 
-
-def _update(function: Any, concat: Any, tensor: str, values: str, columns: Sequence[int]) -> str:
-    """Add the update of `columns`, along axis 1, of a float32 `tensor`, and return its result.
-
-    TensorFlow makes it in the tensor's own memory, if nothing else uses that.
+    `values` are those of `given`, before its reshape if it has one. TensorFlow makes the update in
+    the tensor's own memory, if nothing else uses that.
     """
+    columns = (begin, begin + given.shape[0])
     bounds = [_constant(function, concat, "columns", (0, column)) for column in columns]
     steps = _constant(function, concat, "steps", (1, 1))
     node = _node(function, concat, "TensorStridedSliceUpdate", [tensor, *bounds, steps, values])
@@ -140,6 +135,8 @@ def _update(function: Any, concat: Any, tensor: str, values: str, columns: Seque
     # All samples, and all of what is behind axis 1.
     node.attr["begin_mask"].i = 0b01
     node.attr["end_mask"].i = 0b01
+    if given.reshape is not None:
+        node.attr["shrink_axis_mask"].i = 0b10
     return f"{node.name}:output:0"
 
 

@@ -38,9 +38,14 @@ class FlatLookup:
 
 @dataclass(frozen=True, kw_only=True)
 class Given:
-    """A float32 tensor that is no such lookup's answer, and the `shape` of one sample's values."""
+    """A float32 tensor that is no such lookup's answer, and the `shape` of one sample's values.
+
+    `reshape` is the node that makes it, where that only puts an axis of length 1 behind that of the
+    samples, for this concatenation.
+    """
 
     shape: tuple[int, ...]
+    reshape: Any | None = None
 
     @property
     def width(self) -> int:
@@ -145,7 +150,18 @@ def _value(graph: _Graph, concat: Any, tensor: str) -> Value:
     lookup = graph.source(tensor, LOOKUP)
     if lookup is not None and graph.only_taker(tensor, concat.name):
         return FlatLookup(lookup=lookup, shape=shape)
-    return Given(shape=shape)
+    return Given(shape=shape, reshape=_row_reshape(graph, concat, tensor, shape))
+
+
+def _row_reshape(graph: _Graph, concat: Any, row: str, shape: tuple[int, ...]) -> Any | None:
+    """Return the reshape of [samples, dim] to [samples, 1, dim] that makes `row`, if it does."""
+    reshape = graph.source(row, "Reshape")
+    if reshape is None or set(graph.takers[row]) != {concat.name} or _waits(reshape):
+        return None
+    inner = graph.sample_shape(reshape.input[0])
+    if inner is None or shape != (1, *inner):
+        return None
+    return reshape if graph.constant(reshape.input[1]) == [-1, *shape] else None
 
 
 def _reshaped_lookup(graph: _Graph, concat: Any, value: str) -> FlatLookup | None:

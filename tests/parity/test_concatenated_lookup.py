@@ -42,13 +42,14 @@ def prepare(folder, dims, **options):
     return tables
 
 
-def ask(tables, ids, widths=None):
+def ask(tables, ids, widths=None, **attributes):
     return operations().hps_concat_lookup(
         ids=ids,
         model_name="m",
         table_ids=list(range(len(tables))),
         emb_vec_sizes=[table.rows.shape[1] for table in tables],
         widths=widths or [x.shape[1] * t.rows.shape[1] for x, t in zip(ids, tables, strict=True)],
+        **attributes,
     )
 
 
@@ -75,6 +76,19 @@ def test_rows_stand_side_by_side(tmp_path, shape, dtype):
     with tf.device("/CPU:0"):
         rows = ask(tables, [tf.constant(x, dtype) for x in ids])
     np.testing.assert_array_equal(rows, expected(tables, ids))
+
+
+@pytest.mark.parametrize("device", ["/CPU:0", pytest.param("/GPU:0", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_sample_is_of_the_shape_that_is_asked_for(tmp_path, shape, device):
+    dims, keys_per_sample, samples = SHAPES[shape]
+    tables = prepare(tmp_path, dims)
+    ids = random_ids(keys_per_sample, samples)
+    answer = expected(tables, ids).reshape(samples, 2, -1 if samples else 48)
+    with tf.device(device):
+        for _ in range(2):  # large ones in the memory of the first
+            rows = ask(tables, ids, sample_shape=answer.shape[1:])
+            np.testing.assert_array_equal(rows, answer)
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -22,7 +22,10 @@ from hpsbench.models.variants import select_variants
 from hpsbench.presets import load_suite
 
 SLOTS, DIM = 26, 16
-TABLES = [seeded_table(np.arange(1000) * 3, DIM, default=i - 0.5, seed=i) for i in range(3)]
+TABLES = [
+    seeded_table(np.arange(1000) * 3, dim, default=i - 0.5, seed=i)
+    for i, dim in enumerate((DIM, DIM, DIM, 2 * DIM))
+]
 SPECS = [
     tf.TensorSpec((None, SLOTS), tf.int32, name="ids"),
     tf.TensorSpec((None, DIM), tf.float32, name="dense"),
@@ -49,7 +52,7 @@ def batch(samples):
 
 
 def lookup(ids, table=0, model="m", dtype=tf.float32):
-    return hps.LookupLayer(model, table, DIM, dtype)(ids)
+    return hps.LookupLayer(model, table, TABLES[table].rows.shape[1], dtype)(ids)
 
 
 def flat(ids, table=0, **options):
@@ -96,6 +99,72 @@ def one_after_another(ids, dense):
     return tf.concat([dense, first, flat(again)], axis=1)
 
 
+def row_also_elsewhere(ids, dense):
+    row = vector(dense)
+    return [tf.concat([row, lookup(ids)], axis=1), row]
+
+
+def inner_tensor_also_elsewhere(ids, dense):
+    inner = dense * 2
+    return [tf.concat([vector(inner), lookup(ids)], axis=1), inner, vector(inner)]
+
+
+def row_twice(ids, dense):
+    row = vector(dense)
+    return tf.concat([row, lookup(ids), row], axis=1)
+
+
+def row_that_waits(ids, dense):
+    with tf.control_dependencies([tf.debugging.assert_all_finite(dense, "dense")]):
+        row = vector(dense)
+    return tf.concat([row, lookup(ids)], axis=1)
+
+
+def row_that_is_waited_for(ids, dense):
+    row = vector(dense)
+    with tf.control_dependencies([row]):
+        later = ids + 0
+    return tf.concat([row, lookup(later)], axis=1)
+
+
+def row_of_a_concatenation(ids, dense):
+    first = tf.concat([dense, lookup(ids[:, 0])], axis=1)
+    return tf.concat([tf.reshape(first, [-1, 1, 2 * DIM]), lookup(ids, 3)], axis=1)
+
+
+#: Functions whose tensors beside the lookup are reshaped, and how often they still are.
+RESHAPED = {
+    "a row": (lambda ids, dense: tf.concat([vector(dense), lookup(ids)], axis=1), 0),
+    "rows at both ends": (
+        lambda ids, dense: tf.concat([vector(dense), lookup(ids), vector(-dense)], axis=1),
+        0,
+    ),
+    "row twice": (row_twice, 0),
+    "inner tensor also elsewhere": (inner_tensor_also_elsewhere, 1),
+    "row that is waited for": (row_that_is_waited_for, 0),
+    "row also elsewhere": (row_also_elsewhere, 1),
+    "row that waits": (row_that_waits, 1),
+    "two rows": (
+        lambda ids, dense: tf.concat(
+            [tf.reshape(tf.tile(dense, [1, 2]), [-1, 2, DIM]), lookup(ids)], axis=1
+        ),
+        1,
+    ),
+    "row of other axes": (
+        lambda ids, dense: tf.concat(
+            [vector(tf.stack([dense[:, :8], dense[:, 8:]], axis=1)), lookup(ids)], axis=1
+        ),
+        1,
+    ),
+    "row of unknown length": (
+        lambda ids, dense: tf.concat([vector(of_unknown_width(dense)), lookup(ids)], axis=1),
+        1,
+    ),
+    "rows of other samples": (
+        lambda ids, dense: tf.concat([vector(tf.reshape(dense, [-1, 4])), lookup(ids)], axis=1),
+        2,
+    ),
+}
 #: Functions of (ids, dense), and of each operation how many are left.
 REWRITTEN = {
     "DLRM's, before": lambda ids, dense: tf.concat([vector(dense), lookup(ids)], axis=1),
@@ -171,8 +240,13 @@ LEFT = {
         {"HpsConcatLookup": 1, "HpsLookup": 1},
     ),
     "one after another": (one_after_another, {"HpsConcatLookup": 2}),
+    "a row of a concatenation": (row_of_a_concatenation, {"HpsConcatLookup": 2}),
 }
-CASES = {**{name: (f, {"HpsConcatLookup": 1}) for name, f in REWRITTEN.items()}, **LEFT}
+CASES = {
+    **{name: (f, {"HpsConcatLookup": 1}) for name, f in REWRITTEN.items()},
+    **{name: (f, {"HpsConcatLookup": 1}) for name, (f, _) in RESHAPED.items()},
+    **LEFT,
+}
 
 
 @pytest.mark.parametrize("device", ["/CPU:0", pytest.param("/GPU:0", marks=pytest.mark.gpu)])
@@ -191,9 +265,37 @@ def test_answers_are_equal_and_only_what_can_be_is_rewritten(tmp_path, case, dev
     with tf.device(device):
         plain, fused = (tf.saved_model.load(str(tmp_path / n)) for n in ("plain", "fused"))
         for samples in (0, 1, 7, 300):
-            np.testing.assert_array_equal(fused.call(*batch(samples)), plain.call(*batch(samples)))
+            tf.nest.map_structure(
+                np.testing.assert_array_equal,
+                fused.call(*batch(samples)),
+                plain.call(*batch(samples)),
+            )
     shapes = fused.call.get_concrete_function(*SPECS).output_shapes
     assert shapes == plain.call.get_concrete_function(*SPECS).output_shapes
+
+
+@pytest.mark.parametrize("case", RESHAPED)
+def test_a_row_is_written_without_its_reshape(tmp_path, case):
+    function, reshapes = RESHAPED[case]
+    module = tf.Module()
+    module.call = tf.function(function, input_signature=SPECS)
+    tf.saved_model.save(module, str(tmp_path / "plain"), signatures={})
+    hps.export_fused(tmp_path / "plain", tmp_path / "fused")
+    counts = Counter(node.op for node in nodes_in(tmp_path / "fused"))
+    assert (counts["ConcatV2"], counts["Reshape"]) == (0, reshapes)
+
+
+def test_a_concatenation_of_rows_alone_is_exported_as_for_an_earlier_version(tmp_path):
+    module = tf.Module()
+    module.call = tf.function(
+        lambda ids, dense: tf.concat([flat(ids), flat(ids, 1)], axis=1), input_signature=SPECS
+    )
+    tf.saved_model.save(module, str(tmp_path / "plain"), signatures={})
+    hps.export_fused(tmp_path / "plain", tmp_path / "fused")
+    (fused,) = (n for n in nodes_in(tmp_path / "fused") if n.op == "HpsConcatLookup")
+    assert not {"first_columns", "width", "sample_shape"} & set(fused.attr)
+    plain, fused = (tf.saved_model.load(str(tmp_path / n)) for n in ("plain", "fused"))
+    np.testing.assert_array_equal(fused.call(*batch(7)), plain.call(*batch(7)))
 
 
 @pytest.mark.parametrize("case", REWRITTEN)
@@ -223,6 +325,7 @@ def test_a_served_dlrm_has_its_vectors_beside_the_dense_one(tmp_path, device):
     export_savedmodel(model, tmp_path / "model")
     hps.export_fused(tmp_path / "model", tmp_path / "model")
     assert set(lookups_in(tmp_path / "model")) == {"HpsConcatLookup"}
+    assert sources_of_products(tmp_path / "model") == {("HpsConcatLookup", "Relu")}
     with tf.device(device):
         served = tf.saved_model.load(str(tmp_path / "model")).signatures["serving_default"]
         for samples in (1, 64, 301):
@@ -247,6 +350,29 @@ def test_hps_tf_is_exported_so_unless_xla_takes_the_vectors(tmp_path, xla, opera
 
 
 def lookups_in(saved_model):
+    return Counter(node.op for node in nodes_in(saved_model) if node.op.startswith("Hps"))
+
+
+def nodes_in(saved_model):
+    return [node for function in functions_in(saved_model) for node in function.node_def]
+
+
+def functions_in(saved_model):
     graph = saved_model_pb2.SavedModel.FromString((saved_model / "saved_model.pb").read_bytes())
-    nodes = [n for f in graph.meta_graphs[0].graph_def.library.function for n in f.node_def]
-    return Counter(node.op for node in nodes if node.op.startswith("Hps"))
+    return graph.meta_graphs[0].graph_def.library.function
+
+
+def sources_of_products(saved_model):
+    """Return what gives the tensor and the values of the updates that products of pairs take."""
+    found = set()
+    for function in functions_in(saved_model):
+        nodes = {node.name: node for node in function.node_def}
+
+        def source(node, number, nodes=nodes):
+            return nodes[node.input[number].partition(":")[0]]
+
+        products = [node for node in function.node_def if node.op == "BatchMatMulV2"]
+        for update in (source(node, number) for node in products for number in (0, 1)):
+            assert update.op == "TensorStridedSliceUpdate"
+            found.add((source(update, 0).op, source(update, 4).op))
+    return found

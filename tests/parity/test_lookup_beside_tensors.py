@@ -76,24 +76,36 @@ def width_of(block):
     return block[0] * block[1] if isinstance(block, tuple) else block
 
 
+def columns_of(layout, inputs):
+    """Return (block, its input, the column behind its last) of each block."""
+    ends = np.cumsum([width_of(block) for block in layout.blocks])
+    return list(zip(layout.blocks, inputs, ends, strict=True))
+
+
 def ask(layout, inputs, dtype=tf.int32, **attributes):
     """Return the matrix with the lookups' columns, and then the tensors', written."""
-    ends = np.cumsum([width_of(block) for block in layout.blocks])
-    columns = list(zip(layout.blocks, inputs, ends, strict=True))
+    return with_tensors(layout, inputs, look_up(layout, inputs, dtype, **attributes))
+
+
+def look_up(layout, inputs, dtype=tf.int32, **attributes):
+    columns = columns_of(layout, inputs)
     lookups = [(*of, x, end) for of, x, end in columns if isinstance(of, tuple)]
     fitting = {
         "table_ids": list(range(len(lookups))),
         "emb_vec_sizes": [dim for dim, _, _, _ in lookups],
         "widths": [dim * keys for dim, keys, _, _ in lookups],
         "first_columns": [end - dim * keys for dim, keys, _, end in lookups],
-        "width": ends[-1],
+        "width": columns[-1][-1],
     }
-    matrix = operations().hps_concat_lookup(
+    return operations().hps_concat_lookup(
         ids=[tf.constant(x, dtype) for _, _, x, _ in lookups],
         model_name="m",
         **{**fitting, **attributes},
     )
-    for block, x, end in columns:
+
+
+def with_tensors(layout, inputs, matrix):
+    for block, x, end in columns_of(layout, inputs):
         if not isinstance(block, tuple):
             matrix = tf.raw_ops.TensorStridedSliceUpdate(
                 input=matrix, begin=[0, end - block], end=[0, end], strides=[1, 1],
@@ -122,6 +134,42 @@ def test_blocks_stand_side_by_side(tmp_path, layout, dtype):
     with tf.device("/CPU:0"):
         rows = ask(layout, inputs, dtype)
     np.testing.assert_array_equal(rows, expected(layout, tables, inputs))
+
+
+@pytest.mark.parametrize("device", ["/CPU:0", pytest.param("/GPU:0", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize(
+    ("layout", "sample_shape"),
+    [
+        ("before", (27, 128)),
+        ("several", (12, 73)),
+        ("of odd sizes", (1, 3, 29, 1)),
+        ("beyond the caches", (27, 128)),
+        ("in pieces", (2, 2, 53)),
+        ("in pieces", (212,)),
+        ("empty", (9, 8)),
+    ],
+)
+def test_a_sample_is_of_the_shape_that_is_asked_for(tmp_path, layout, sample_shape, device):
+    layout = LAYOUTS[layout]
+    tables, inputs = prepare(tmp_path, layout), batch(layout)
+    with tf.device(device):
+        rows = look_up(layout, inputs, sample_shape=sample_shape)
+        matrix = tf.reshape(rows, [layout.samples, np.prod(sample_shape)])
+        matrix = with_tensors(layout, inputs, matrix)
+    assert rows.shape == (layout.samples, *sample_shape)
+    np.testing.assert_array_equal(matrix, expected(layout, tables, inputs))
+
+
+@pytest.mark.parametrize(
+    ("attributes", "shape"),
+    [({}, (None, 27 * 128)), ({"sample_shape": (27, 64, 2)}, (None, 27, 64, 2))],
+    ids=["matrix", "of three axes"],
+)
+def test_a_graph_knows_the_shape_of_a_sample(tmp_path, attributes, shape):
+    layout = LAYOUTS["before"]
+    prepare(tmp_path, layout)
+    function = tf.function(lambda: look_up(layout, batch(layout), **attributes))
+    assert function.get_concrete_function().output_shapes.as_list() == list(shape)
 
 
 @pytest.mark.gpu
@@ -189,6 +237,7 @@ def test_who_shares_a_matrix_writes_to_one_of_its_own(tmp_path, device):
 
 
 BETWEEN = LAYOUTS["between"]
+NO_SHAPES = [(59, 16), (8, 58), (472, 0), (-8, -59), (2**32, 2**32, 472), (472, *[1] * 253)]
 REFUSED = {
     "samples of ids": (
         {2: np.zeros((32, 26), np.int32)},
@@ -206,6 +255,14 @@ REFUSED = {
     "before the matrix": ({}, {"first_columns": [-1, 56]}, "columns of ids 0 begin at -1"),
     "beyond the matrix": ({}, {"width": 471}, "columns end at 472, beyond width 471"),
     "too many tables": ({}, {"table_ids": [0, 1, 1]}, "table_ids needs one id per input"),
+    **{
+        f"sample_shape {sizes[:3]}": (
+            {},
+            {"sample_shape": sizes},
+            rf"sample_shape \[{','.join(map(str, sizes))}\] is not one of width 472",
+        )
+        for sizes in NO_SHAPES
+    },
 }
 
 
@@ -220,3 +277,11 @@ def test_what_does_not_fit_is_refused(tmp_path, case, device):
         pytest.raises(tf.errors.InvalidArgumentError, match=f"hps_concat_lookup: {message}"),
     ):
         ask(BETWEEN, inputs, **attributes)
+
+
+@pytest.mark.parametrize("sizes", NO_SHAPES, ids=str)
+def test_a_shape_that_does_not_fit_is_refused_by_the_graph(tmp_path, sizes):
+    prepare(tmp_path, BETWEEN)
+    function = tf.function(lambda: look_up(BETWEEN, batch(BETWEEN), sample_shape=sizes))
+    with pytest.raises(ValueError, match=r"hps_concat_lookup: sample_shape .* of width 472"):
+        function.get_concrete_function()

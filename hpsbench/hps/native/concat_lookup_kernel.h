@@ -5,12 +5,29 @@
 #include <algorithm>
 #include <vector>
 
+#include "absl/strings/str_join.h"
 #include "lookup_kernel.h"
 
 namespace hps {
 
-// The output is a matrix with a row per sample. In it a table has as many columns as its width: the
-// vectors of one or more keys, one after another. There may be columns of no table.
+// Fails unless a sample's `width` values can be of this shape; the empty one stands for [width].
+inline absl::Status check_sample_shape(const std::vector<int64_t>& shape, int64_t width) {
+  // An output has the samples' axis too, and a product of any numbers could overflow.
+  bool fits = shape.size() + 1 < TensorShape::MaxDimensions();
+  int64_t rest = width;
+  for (const int64_t size : shape) {
+    fits = fits && size > 0 && rest % size == 0;
+    if (fits) rest /= size;
+  }
+  if (shape.empty() || (fits && rest == 1)) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat("hps_concat_lookup: sample_shape [",
+                                                 absl::StrJoin(shape, ","),
+                                                 "] is not one of width ", width));
+}
+
+// The output is a matrix with a row per sample, or has the same values in a `sample_shape`. In the
+// matrix a table has as many columns as its width: the vectors of one or more keys, one after
+// another. There may be columns of no table.
 template <class Key>
 class ConcatLookupKernel : public LookupKernel<Key, float> {
  public:
@@ -19,9 +36,11 @@ class ConcatLookupKernel : public LookupKernel<Key, float> {
     std::vector<int64_t> widths;
     std::vector<int64_t> first_columns;
     int64_t width;
+    std::vector<int64_t> sample_shape;
     OP_REQUIRES_OK(ctx, ctx->GetAttr("widths", &widths));
     OP_REQUIRES_OK(ctx, ctx->GetAttr("first_columns", &first_columns));
     OP_REQUIRES_OK(ctx, ctx->GetAttr("width", &width));
+    OP_REQUIRES_OK(ctx, ctx->GetAttr("sample_shape", &sample_shape));
     const auto invalid = [this](const auto&... what) {
       return absl::InvalidArgumentError(absl::StrCat(this->operation(), ": ", what...));
     };
@@ -47,6 +66,9 @@ class ConcatLookupKernel : public LookupKernel<Key, float> {
     width_ = width == 0 ? end : width;
     OP_REQUIRES(ctx, end <= width_, invalid("columns end at ", end, ", beyond width ", width_));
     has_gaps_ = of_tables < width_;
+    OP_REQUIRES_OK(ctx, check_sample_shape(sample_shape, width_));
+    if (sample_shape.empty()) sample_shape = {width_};
+    for (const int64_t size : sample_shape) sample_shape_.AddDim(size);
   }
 
  protected:
@@ -59,6 +81,12 @@ class ConcatLookupKernel : public LookupKernel<Key, float> {
   };
 
   bool has_gaps() const { return has_gaps_; }
+
+  TensorShape output_shape(int64_t num_samples) const {
+    TensorShape shape({num_samples});
+    shape.AppendShape(sample_shape_);
+    return shape;
+  }
 
   // Fails unless all ids are of as many samples.
   absl::Status count_samples(OpKernelContext* ctx, int64_t* num_samples) const {
@@ -116,6 +144,7 @@ class ConcatLookupKernel : public LookupKernel<Key, float> {
   }
 
   bool has_gaps_ = false;
+  TensorShape sample_shape_;
 };
 
 }  // namespace hps

@@ -1,4 +1,4 @@
-// HpsConcatLookup: the rows of several tables side by side in one matrix.
+// HpsConcatLookup: the rows of several tables side by side in one tensor.
 //
 // What a lookup per table, its reshape to [samples, width] and a concatenation along the last axis
 // give, in one pass: a row goes where it ends up. The kernel for GPUs is in op_concat_gpu.cc.
@@ -15,11 +15,13 @@ namespace hps {
 
 namespace {
 
+using tensorflow::shape_inference::DimensionHandle;
 using tensorflow::shape_inference::InferenceContext;
 
 // `widths` has the values per sample of each table, which begin at its number of `first_columns`: one
 // behind the other where that is empty. Columns of `width` that are no table's have any values; an
-// operation behind this one is to write them. Not stateful, as HpsLookup is not.
+// operation behind this one is to write them. A sample's values are of `sample_shape`, or [width]
+// where that is empty. Not stateful, as HpsLookup is not.
 REGISTER_OP("HpsConcatLookup")
     .Input("ids: num_tables * Tkeys")
     .Output("embeddings: float")
@@ -33,13 +35,20 @@ REGISTER_OP("HpsConcatLookup")
     .Attr("global_batch_size: int = 1")
     .Attr("first_columns: list(int) = []")
     .Attr("width: int >= 0 = 0")
+    .Attr("sample_shape: list(int) = []")
     .SetShapeFn([](InferenceContext* c) {
       int64_t width;
       std::vector<int64_t> widths;
+      std::vector<int64_t> sample_shape;
       TF_RETURN_IF_ERROR(c->GetAttr("width", &width));
       TF_RETURN_IF_ERROR(c->GetAttr("widths", &widths));
+      TF_RETURN_IF_ERROR(c->GetAttr("sample_shape", &sample_shape));
       if (width == 0) width = std::accumulate(widths.begin(), widths.end(), int64_t{0});
-      c->set_output(0, c->Matrix(InferenceContext::kUnknownDim, width));
+      TF_RETURN_IF_ERROR(check_sample_shape(sample_shape, width));
+      if (sample_shape.empty()) sample_shape = {width};
+      std::vector<DimensionHandle> sizes = {c->UnknownDim()};
+      for (const int64_t size : sample_shape) sizes.push_back(c->MakeDim(size));
+      c->set_output(0, c->MakeShape(sizes));
       return absl::OkStatus();
     });
 
@@ -54,7 +63,7 @@ class CpuConcatLookupKernel : public ConcatLookupKernel<Key> {
     int64_t num_samples;
     OP_REQUIRES_OK(ctx, this->count_samples(ctx, &num_samples));
     Tensor embeddings;
-    OP_REQUIRES_OK(ctx, take(ctx, TensorShape({num_samples, this->width_}), &embeddings));
+    OP_REQUIRES_OK(ctx, take(ctx, this->output_shape(num_samples), &embeddings));
     ctx->set_output(0, embeddings);
     if (num_samples == 0) return;
     std::vector<const Key*> keys;

@@ -20,8 +20,7 @@ class GpuConcatLookupKernel : public ConcatLookupKernel<Key> {
     int64_t num_samples;
     OP_REQUIRES_OK(ctx, this->count_samples(ctx, &num_samples));
     Tensor* embeddings;
-    OP_REQUIRES_OK(
-        ctx, ctx->allocate_output(0, TensorShape({num_samples, this->width_}), &embeddings));
+    OP_REQUIRES_OK(ctx, ctx->allocate_output(0, this->output_shape(num_samples), &embeddings));
     if (num_samples == 0) return;
     GpuCall call(ctx, this->operation());
     OP_REQUIRES_OK(ctx, call.find(model.get()));

@@ -79,14 +79,16 @@ CROWDED_HINT = "see that nothing else runs on this machine, and measure again"
 class Verdict:
     """An outcome, in words and figures; fractions (0.03 is 3% slower), None where not compared.
 
-    `change` is of p10, `low` to `high` its confidence interval, and `limit` what it must exceed
-    to count. `text` says what was found and `hint` what to do.
+    `change` is of `statistic`, which is p10 but for some duets, `low` to `high` its confidence
+    interval, and `limit` what it must exceed to count. `text` says what was found and `hint` what
+    to do.
     """
 
     outcome: Outcome
     benchmark: str
     text: str
     hint: str
+    statistic: str = "p10"
     change: float | None = None
     low: float | None = None
     high: float | None = None

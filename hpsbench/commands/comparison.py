@@ -11,7 +11,8 @@ from hpsbench.duets import comparisons
 from hpsbench.duets.answers import TOLERANCE, AnswerDifference, Answers, answer_difference
 from hpsbench.duets.benchmarks import DuetBenchmark
 from hpsbench.duets.comparisons import ComparedBenchmark, StoredComparison, compared_launches
-from hpsbench.duets.decision import BASELINE, CANDIDATE, DuetPolicy, DuetSession, judge_duet
+from hpsbench.duets.decision import BASELINE, CANDIDATE, DuetPolicy, judge_duet
+from hpsbench.duets.launches import DuetSession
 from hpsbench.duets.session import LaunchDone, Pair, PairLaunch, SessionDone, run_duets
 from hpsbench.errors import InputsDiffer, RequestError
 from hpsbench.gate import exit_code

@@ -14,7 +14,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from hpsbench.config import ServerConfig, environment
-from hpsbench.duets.decision import DuetPolicy, judge_duet, pooled
+from hpsbench.duets.decision import DuetPolicy, judge_duet
+from hpsbench.duets.launches import Statistic, pooled
 from hpsbench.duets.pairs import NAMES
 from hpsbench.duets.resolution import (
     CONFIDENCE,
@@ -143,14 +144,20 @@ def _decide(
     )[BENCHMARK]
     verdict = judge_duet(measured, policy, name=BENCHMARK.name)
     launches = pooled(measured).launches
+
+    def ratios(statistic: Statistic) -> tuple[float, ...]:
+        return tuple(round(launch.ratio(statistic), 6) for launch in launches)
+
     return Decision(
         injected=share,
         outcome=verdict.outcome,
+        statistic=verdict.statistic,
         change=verdict.change,
         change_p50=verdict.change_p50,
         mean_change=None if verdict.outcome is Outcome.INVALID else mean_change(measured[0]),
-        ratios_p10=tuple(round(launch.ratio(10), 6) for launch in launches),
-        ratios_p50=tuple(round(launch.ratio(50), 6) for launch in launches),
+        ratios_p10=ratios(Statistic.P10),
+        ratios_pairs=ratios(Statistic.PAIRS),
+        ratios_p50=ratios(Statistic.P50),
         sessions=len(measured),
         measure_s=sum(asking_s),
         total_s=(clock_ns() - begun_ns) / 1e9,

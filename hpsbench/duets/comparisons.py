@@ -10,22 +10,27 @@ from pathlib import Path
 from typing import Any
 
 from hpsbench import stats, storage
-from hpsbench.duets.decision import DuetPolicy, DuetSession
+from hpsbench.duets.decision import DuetPolicy
+from hpsbench.duets.launches import DuetSession, Statistic
 from hpsbench.errors import BaselineError
 from hpsbench.runs import FOLDER as RUNS
 from hpsbench.verdict import Verdict
 
-#: The first held the one benchmark's fields as its own.
-SCHEMA_VERSION = 2
+#: The first held the one benchmark's fields as its own; the second judged p10 alone.
+SCHEMA_VERSION = 3
 FOLDER = RUNS.parent / "comparisons"
 
 
 @dataclass(frozen=True, kw_only=True)
 class ComparedLaunch:
-    """One fresh pair of servers: the candidate's percentiles over the baseline's, and both p10."""
+    """One fresh pair of servers: the candidate over the baseline, and both p10.
+
+    `ratio_pairs` is None where an older hpsbench did not store it.
+    """
 
     session: int
     ratio_p10: float
+    ratio_pairs: float | None = None
     ratio_p50: float
     baseline_p10_ns: int
     candidate_p10_ns: int
@@ -89,8 +94,9 @@ def compared_launches(sessions: Sequence[DuetSession]) -> tuple[ComparedLaunch, 
     return tuple(
         ComparedLaunch(
             session=number,
-            ratio_p10=round(launch.ratio(10), 6),
-            ratio_p50=round(launch.ratio(50), 6),
+            ratio_p10=round(launch.ratio(Statistic.P10), 6),
+            ratio_pairs=round(launch.ratio(Statistic.PAIRS), 6),
+            ratio_p50=round(launch.ratio(Statistic.P50), 6),
             baseline_p10_ns=stats.percentile_ns(launch.baseline_ns, 10),
             candidate_p10_ns=stats.percentile_ns(launch.candidate_ns, 10),
         )
@@ -133,7 +139,11 @@ def load(path: Path) -> StoredComparison:
 
 
 def _upgraded(fields: dict[str, Any], version: int) -> dict[str, Any]:
-    if version > 1:
+    if version > 2:
+        return fields
+    if isinstance(policy := fields.get("policy"), dict) and "limit_p10" in policy:
+        policy["limit"] = policy.pop("limit_p10")
+    if version == 2:
         return fields
     of_benchmark = ("model", "launches", "verdict", "answers")
     alone = {name: fields.pop(name) for name in of_benchmark if name in fields}

@@ -1,24 +1,24 @@
 """Is the candidate slower than the baseline that ran beside it? Pure: latencies in, a verdict out.
 
 A duet is a session of several launches; in each, a fresh pair of servers is asked in turn, one
-request at a time. A percentile of all launches' requests together, candidate over baseline, is
-one session's change. Beyond half its limit a second session is asked, of fresh servers again, and
-the limit is held against both together, for twice the launches are what tells a change of the
-limit's size from noise. Each must show half of it by itself, and so must half of the launches:
-neither one freak session decides anything, nor a few launches on a machine that was busy meanwhile.
+request at a time. What is judged is a statistic of all its launches together, candidate over
+baseline: p10 or that of pairs, whichever the launches show to be steadier here. Beyond half its
+limit a second session is asked, of fresh servers again, and the limit is held against both
+together, for twice the launches are what tells a change of the limit's size from noise. Each must
+show half of it by itself, and so must half of the launches: neither one freak session decides
+anything, nor a few launches on a machine that was busy meanwhile. p50 is judged as well, with a
+wider limit.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
-from hpsbench import stats
 from hpsbench.attribution import attribute_side_by_side, in_words
-from hpsbench.stages import StageProfile, mean_profile
+from hpsbench.duets.launches import DuetSession, Statistic, pooled
+from hpsbench.stages import mean_profile
 from hpsbench.verdict import P50_NOISE_THRESHOLD, Outcome, Verdict
 
 BASELINE = "baseline"
@@ -26,10 +26,10 @@ CANDIDATE = "candidate"
 
 #: The least share of the limit that each session must show on its own.
 ALONE_SHARE = 0.5
-#: The least share of all launches that must show so much themselves, by percentile. A few launches
-#: on a machine that was fast for them make up most of the fastest tenth; and requests beside a busy
-#: neighbour are fast or slow, so that p50 falls on either side by chance.
-AGREEING_SHARE = {10: 0.5, 50: 0.75}
+#: The least share of all launches that must show so much themselves. A few launches on a machine
+#: that was fast for them make up most of the fastest tenth; and requests beside a busy neighbour
+#: are fast or slow, so that p50 falls on either side by chance.
+AGREEING_SHARE = {Statistic.P10: 0.5, Statistic.PAIRS: 0.5, Statistic.P50: 0.75}
 #: Fewer requests than this leave p99 to a handful of outliers.
 P99_MIN_REQUESTS = 3000
 
@@ -44,87 +44,35 @@ HINTS = {
 class DuetPolicy:
     """How many fresh pairs of servers, and when a change counts; limits are fractions.
 
-    `warm_up` and `pairs` are pairs of requests in each launch; those of the warm-up do not count.
-    Raises ValueError for what measures nothing.
+    `limit` is that of the steadiest statistic, p10 or pairs. `warm_up` and `pairs` are pairs of
+    requests in each launch; those of the warm-up do not count. Raises ValueError for what measures
+    nothing.
     """
 
     launches: int = 10
     pairs: int = 40
     warm_up: int = 10
-    limit_p10: float = 0.03
+    limit: float = 0.03
     limit_p50: float = P50_NOISE_THRESHOLD
 
     def __post_init__(self) -> None:
         if self.launches < 1 or self.pairs < 1 or self.warm_up < 0:
             raise ValueError("a duet needs a launch and a pair of requests, and no negative number")
-        if self.limit_p10 <= 0 or self.limit_p50 <= 0:
+        if self.limit <= 0 or self.limit_p50 <= 0:
             raise ValueError("limits must be positive")
 
-    @property
-    def limits(self) -> dict[int, float]:
-        """The judged percentiles, and the log ratio that each may reach."""
-        return {10: math.log1p(self.limit_p10), 50: math.log1p(self.limit_p50)}
-
-
-@dataclass(frozen=True, kw_only=True)
-class DuetLaunch:
-    """The nanoseconds of the answered requests of one fresh pair; raises ValueError for none.
-
-    The stages are of a traced pass afterwards, None without one.
-    """
-
-    baseline_ns: tuple[int, ...]
-    candidate_ns: tuple[int, ...]
-    baseline_stages: StageProfile | None = None
-    candidate_stages: StageProfile | None = None
-
-    def __post_init__(self) -> None:
-        if not self.baseline_ns or not self.candidate_ns:
-            raise ValueError("a launch needs an answered request of each side")
-
-    def ratio(self, q: float) -> float:
-        """Return the candidate's `q`-th percentile over the baseline's."""
-        return _ratio(self.baseline_ns, self.candidate_ns, q)
-
-    def shift(self, q: float) -> float:
-        """Return the log of that ratio."""
-        return math.log(self.ratio(q))
-
-
-@dataclass(frozen=True, kw_only=True)
-class DuetSession:
-    """The launches of one session; `invalid` says why they must not count."""
-
-    launches: tuple[DuetLaunch, ...]
-    invalid: str | None = None
-
-    @cached_property
-    def baseline_ns(self) -> tuple[int, ...]:
-        """The baseline's latencies of all launches."""
-        return tuple(itertools.chain.from_iterable(ln.baseline_ns for ln in self.launches))
-
-    @cached_property
-    def candidate_ns(self) -> tuple[int, ...]:
-        """The candidate's latencies of all launches."""
-        return tuple(itertools.chain.from_iterable(ln.candidate_ns for ln in self.launches))
-
-    def shift(self, q: float) -> float:
-        """Return the log ratio of the `q`-th percentiles of all launches together."""
-        return math.log(_ratio(self.baseline_ns, self.candidate_ns, q))
-
-
-def pooled(sessions: Sequence[DuetSession]) -> DuetSession:
-    """Return one session of all launches; `invalid` if one of them is."""
-    return DuetSession(
-        launches=tuple(launch for session in sessions for launch in session.launches),
-        invalid=next((s.invalid for s in sessions if s.invalid is not None), None),
-    )
+    def limits(self, session: DuetSession) -> dict[Statistic, float]:
+        """Return what is judged of a session, and the log ratio that each may reach."""
+        return {
+            session.steadiest: math.log1p(self.limit),
+            Statistic.P50: math.log1p(self.limit_p50),
+        }
 
 
 def needs_confirmation(first: DuetSession, policy: DuetPolicy) -> bool:
     """Return whether a first session leaves a change possible, slower or faster."""
     return first.invalid is None and any(
-        abs(first.shift(q)) > _alone(limit) for q, limit in policy.limits.items()
+        abs(first.shift(judged)) > _alone(limit) for judged, limit in policy.limits(first).items()
     )
 
 
@@ -144,41 +92,46 @@ def judge_duet(sessions: Sequence[DuetSession], policy: DuetPolicy, *, name: str
         )
     if len(sessions) != 1 + needs_confirmation(sessions[0], policy):
         raise ValueError(f"{len(sessions)} sessions are not what the first asked for")
-    outcomes = {q: _outcome(sessions, both, q, limit) for q, limit in policy.limits.items()}
+    limits = policy.limits(both)
+    outcomes = {judged: _outcome(sessions, both, judged, limits[judged]) for judged in limits}
     outcome = min(outcomes.values(), key=list(Outcome).index)
     return Verdict(
         outcome=outcome,
         benchmark=name,
         text=_text(name, sessions, both, policy, outcomes) + _moved(both, outcome),
         hint=HINTS.get(outcome, ""),
-        change=math.expm1(both.shift(10)),
-        limit=policy.limit_p10,
-        change_p50=math.expm1(both.shift(50)),
+        statistic=both.steadiest.value,
+        change=math.expm1(both.shift(both.steadiest)),
+        limit=policy.limit,
+        change_p50=math.expm1(both.shift(Statistic.P50)),
         limit_p50=policy.limit_p50,
     )
 
 
-def _outcome(sessions: Sequence[DuetSession], both: DuetSession, q: int, limit: float) -> Outcome:
+def _outcome(
+    sessions: Sequence[DuetSession], both: DuetSession, judged: Statistic, limit: float
+) -> Outcome:
     for sign, outcome in ((1, Outcome.REGRESSED), (-1, Outcome.IMPROVED)):
-        if _shown(sessions, both, q, limit, sign) and _launches_agree(both, q, limit, sign):
+        if _shown(sessions, both, judged, limit, sign) and _agreed(both, judged, limit, sign):
             return outcome
     # What may be faster need not be known; what may be slower must.
-    slowest = max(sessions[0].shift(q), both.shift(q))
+    slowest = max(sessions[0].shift(judged), both.shift(judged))
     return Outcome.INCONCLUSIVE if slowest > limit else Outcome.PASS
 
 
 def _shown(
-    sessions: Sequence[DuetSession], both: DuetSession, q: int, limit: float, sign: int
+    sessions: Sequence[DuetSession], both: DuetSession, judged: Statistic, limit: float, sign: int
 ) -> bool:
     """Return whether each session shows a change, which one alone does not, and both `limit`."""
-    return sign * both.shift(q) > limit and all(
-        sign * session.shift(q) > _alone(limit) for session in sessions
+    return sign * both.shift(judged) > limit and all(
+        sign * session.shift(judged) > _alone(limit) for session in sessions
     )
 
 
-def _launches_agree(both: DuetSession, q: int, limit: float, sign: int) -> bool:
-    agreeing = sum(sign * launch.shift(q) > _alone(limit) for launch in both.launches)
-    return agreeing >= AGREEING_SHARE[q] * len(both.launches)
+def _agreed(both: DuetSession, judged: Statistic, limit: float, sign: int) -> bool:
+    """Return whether enough launches show a change."""
+    agreeing = sum(sign * launch.shift(judged) > _alone(limit) for launch in both.launches)
+    return agreeing >= AGREEING_SHARE[judged] * len(both.launches)
 
 
 def _alone(limit: float) -> float:
@@ -190,24 +143,24 @@ def _text(
     sessions: Sequence[DuetSession],
     both: DuetSession,
     policy: DuetPolicy,
-    outcomes: dict[int, Outcome],
+    outcomes: Mapping[Statistic, Outcome],
 ) -> str:
-    limits = {10: policy.limit_p10, 50: policy.limit_p50}
     # What decided stands first.
-    order = sorted(outcomes, key=lambda q: (list(Outcome).index(outcomes[q]), q))
+    order = sorted(outcomes, key=lambda judged: list(Outcome).index(outcomes[judged]))
     parts = []
-    for q in order:
-        change = math.expm1(both.shift(q))
-        found = f"p{q} {_in_words(change)}"
+    for judged in order:
+        limit = policy.limit_p50 if judged is Statistic.P50 else policy.limit
+        found = f"{judged.value} {_in_words(math.expm1(both.shift(judged)))}"
         if len(sessions) > 1:
-            each = ", then ".join(f"{math.expm1(s.shift(q)):+.1%}" for s in sessions)
-            found += f" ({each}; limit {limits[q]:.1%})"
+            each = ", then ".join(f"{math.expm1(s.shift(judged)):+.1%}" for s in sessions)
+            found += f" ({each}; limit {limit:.1%})"
         else:
-            found += f" (limit {limits[q]:.1%})"
+            found += f" (limit {limit:.1%})"
         parts.append(found)
     requests = len(both.candidate_ns)
     few = f", of only {requests} requests" if requests < P99_MIN_REQUESTS else ""
-    parts.append(f"p99 {math.expm1(both.shift(99)):+.1%} (not judged{few})")
+    p99 = math.expm1(both.shift(Statistic.P99))
+    parts.append(f"p99 {p99:+.1%} (not judged{few})")
     plural = "" if len(both.launches) == 1 else "es"
     counted = f"{len(both.launches)} launch{plural} of {policy.pairs} pairs"
     return f"{name}: {', '.join(parts)}; {counted}{_doubt(sessions, both, policy, outcomes)}"
@@ -217,15 +170,16 @@ def _doubt(
     sessions: Sequence[DuetSession],
     both: DuetSession,
     policy: DuetPolicy,
-    outcomes: dict[int, Outcome],
+    outcomes: Mapping[Statistic, Outcome],
 ) -> str:
     """Return why a change beyond a limit does not count; empty where one counts, or none is."""
     if len(sessions) < 2 or {Outcome.REGRESSED, Outcome.IMPROVED}.intersection(outcomes.values()):
         return ""
-    for q, limit in policy.limits.items():
-        if any(_shown(sessions, both, q, limit, sign) for sign in (1, -1)):
-            return f"; too few launches agree on p{q}"
-    beyond = any(abs(sessions[0].shift(q)) > limit for q, limit in policy.limits.items())
+    limits = policy.limits(both)
+    for judged, limit in limits.items():
+        if any(_shown(sessions, both, judged, limit, sign) for sign in (1, -1)):
+            return f"; too few launches agree on {judged.value}"
+    beyond = any(abs(sessions[0].shift(judged)) > limit for judged, limit in limits.items())
     return "; the second session did not confirm the first" if beyond else ""
 
 
@@ -237,16 +191,11 @@ def _moved(both: DuetSession, outcome: Outcome) -> str:
     after = mean_profile([c for b, c in traced if b is not None and c is not None])
     if before is None or after is None:
         return ""
-    return f"; {in_words(attribute_side_by_side(before, after), math.expm1(both.shift(10)))}"
+    change = math.expm1(both.shift(both.steadiest))
+    return f"; {in_words(attribute_side_by_side(before, after), change)}"
 
 
 def _in_words(change: float) -> str:
     if abs(change) < 0.0005:
         return "the same"
     return f"{abs(change):.1%} {'slower' if change > 0 else 'faster'}"
-
-
-def _ratio(baseline_ns: Sequence[int], candidate_ns: Sequence[int], q: float) -> float:
-    (candidate,) = stats.percentiles_ns(candidate_ns, [q])
-    (baseline,) = stats.percentiles_ns(baseline_ns, [q])
-    return candidate / baseline

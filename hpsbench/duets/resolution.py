@@ -8,7 +8,8 @@ from statistics import fmean, median
 
 from scipy.special import betaincinv
 
-from hpsbench.duets.decision import DuetPolicy, DuetSession
+from hpsbench.duets.decision import DuetPolicy
+from hpsbench.duets.launches import DuetSession
 from hpsbench.verdict import Outcome
 
 #: The changes that are injected: none, and these shares of a request's time.
@@ -22,17 +23,19 @@ CONFIDENCE = 0.95
 class Decision:
     """One duet on a known change; fractions of a request's time, and seconds.
 
-    `change` is that of p10, and `mean_change` that of the mean over the first session's requests;
-    None where invalid. `ratios_p10` and `ratios_p50` are those of each launch, in order.
+    `change` is that of `statistic`, p10 or pairs, and `mean_change` that of the mean over the first
+    session's requests; None where invalid. `ratios_*` are those of each launch, in order.
     `measure_s` is the time that requests took, `total_s` with the starts of all servers.
     """
 
     injected: float
     outcome: Outcome
+    statistic: str
     change: float | None
     change_p50: float | None
     mean_change: float | None
     ratios_p10: tuple[float, ...]
+    ratios_pairs: tuple[float, ...]
     ratios_p50: tuple[float, ...]
     sessions: int
     measure_s: float

@@ -10,7 +10,7 @@ from hpsbench.duets.resolution import SelfTest
 from hpsbench.errors import BaselineError
 from hpsbench.runs import FOLDER as RUNS
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 FILE = RUNS.parent / "selftest.json"
 NOISY_FILE = RUNS.parent / "selftest-noisy.json"
 

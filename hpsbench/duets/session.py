@@ -14,14 +14,8 @@ from dataclasses import dataclass, replace
 from typing import Generic, Protocol, TypeVar
 
 from hpsbench.duets.benchmarks import DuetBenchmark
-from hpsbench.duets.decision import (
-    BASELINE,
-    CANDIDATE,
-    DuetLaunch,
-    DuetPolicy,
-    DuetSession,
-    needs_confirmation,
-)
+from hpsbench.duets.decision import BASELINE, CANDIDATE, DuetPolicy, needs_confirmation
+from hpsbench.duets.launches import DuetLaunch, DuetSession
 from hpsbench.errors import RequestError, ServerDied, ServerError
 from hpsbench.load.interleaved import Interleaved, Participant, ParticipantRun, look_for_death
 from hpsbench.measurements import observe

@@ -5,10 +5,10 @@ A small Python model works for as many steps as a request says.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
 
 import numpy as np
 
@@ -16,11 +16,12 @@ from hpsbench import stats
 from hpsbench.config import ServerConfig
 from hpsbench.duets.benchmarks import DuetBenchmark
 from hpsbench.duets.decision import BASELINE, CANDIDATE
+from hpsbench.duets.launches import DuetLaunch, DuetSession, Statistic
 from hpsbench.duets.pairs import NAMES, Contender, ServedPair, fresh_pair
 from hpsbench.duets.session import Pair
 from hpsbench.errors import ConfigError
 from hpsbench.load.client import Tensor
-from hpsbench.load.interleaved import Interleaved
+from hpsbench.load.interleaved import Interleaved, ParticipantRun
 from hpsbench.servers.triton import TritonServer
 
 #: What a request shall take, of which the model works most.
@@ -77,12 +78,18 @@ class Calibration:
         return self.steps + round(share * self.request_ns / self.step_ns)
 
 
-def calibration(latency_ns: Mapping[int, int], request_ns: int = REQUEST_NS) -> Calibration:
-    """Return how to make requests of `request_ns`, from the latencies at two numbers of steps.
+def calibration(
+    measured: DuetSession, asked: Mapping[str, int], request_ns: int = REQUEST_NS
+) -> Calibration:
+    """Return how to make requests of `request_ns`, from a duet of two numbers of steps (`asked`).
 
-    Raises ConfigError where more steps took no longer, or the host is too slow for any.
+    How much longer the candidate takes is read as a comparison reads it, so that what is injected
+    is what it will see. Raises ConfigError where more steps took no longer.
     """
-    (few, short_ns), (many, long_ns) = sorted(latency_ns.items())
+    few, many = asked[BASELINE], asked[CANDIDATE]
+    q = 10 if measured.steadiest is Statistic.P10 else 50
+    short_ns = stats.percentile_ns(measured.baseline_ns, q)
+    long_ns = round(short_ns * math.exp(measured.shift(measured.steadiest)))
     step_ns = (long_ns - short_ns) / (many - few)
     if step_ns <= 0:
         raise ConfigError(
@@ -108,11 +115,12 @@ def calibrate(repository: Path, config: ServerConfig, logs: Mapping[str, Path]) 
     """Return how many steps a request of REQUEST_NS takes here, asked as a comparison asks it.
 
     Servers that are asked in turn find their caches cold, and steps cost more than on one alone.
+    Raises ConfigError where requests fail, or more steps take no longer.
     """
     few, many = _CALIBRATING_STEPS
     steps = {BASELINE: few, CANDIDATE: many}
     pair = _pair(repository, config, steps, logs)
-    found: dict[int, list[int]] = {few: [], many: []}
+    launches = []
     for number in range(1, _CALIBRATING_LAUNCHES + 1):
         loop = Interleaved(
             rounds=1,
@@ -129,9 +137,21 @@ def calibrate(repository: Path, config: ServerConfig, logs: Mapping[str, Path]) 
             finally:
                 for participant in participants:
                     participant.close()
-        for name, run in asked.items():
-            found[steps[name]].append(stats.percentile_ns(run.records.latencies_ns, 10))
-    return calibration({count: round(fmean(p10_ns)) for count, p10_ns in found.items()})
+        launches.append(
+            DuetLaunch(baseline_ns=_all(asked[BASELINE]), candidate_ns=_all(asked[CANDIDATE]))
+        )
+    return calibration(DuetSession(launches=tuple(launches)), steps)
+
+
+def _all(run: ParticipantRun) -> tuple[int, ...]:
+    records = run.records
+    if records.failed:
+        raise ConfigError(
+            f"{run.name}: {records.failed} of {len(records)} requests failed as they were "
+            f"calibrated: {'; '.join(records.messages)}",
+            hint="see the servers' logs, beside the file of the self-test",
+        )
+    return tuple(records.latencies_ns.tolist())
 
 
 class Recalibrated:

@@ -26,13 +26,16 @@ from hpsbench.report.resolution import share_name
 from hpsbench.report.tables import plain_table
 from hpsbench.verdict import Outcome
 
+#: How the changes of a launch are drawn, and how far below the middle of its row.
+_MARKS = (("dot", -5.0), ("stored", 5.0))
 #: The least and most room for the names of rows.
 _NAMES = (138.0, 230.0)
 
 LEAD = (
-    "Duets of `hpsbench compare` on this class of machine, newest first: the candidate's p10 "
-    "(filled) and p50 (hollow) of each launch, as changes from the baseline that ran in turn with "
-    "it; more is slower. The band is the limit of p10. A second session has to confirm a change."
+    "Duets of `hpsbench compare` on this class of machine, newest first: what is judged of each "
+    "launch (filled: p10, or the pairs of requests, whichever is steadier) and p50 (hollow), as "
+    "changes of the candidate from the baseline that ran in turn with it; more is slower. The band "
+    "is the limit of the first. A second session has to confirm a change."
 )
 
 
@@ -94,16 +97,16 @@ def _chart(compared: StoredComparison, *, alone: bool) -> Element | None:
         (
             "confirming" if session > 1 else "session" if alone else benchmark.name,
             session,
-            [launch for launch in benchmark.launches if launch.session == session],
+            [_changes(ln, benchmark) for ln in benchmark.launches if ln.session == session],
         )
         for benchmark in compared.benchmarks
         for session in sorted({launch.session for launch in benchmark.launches})
     ]
     if not rows:
         return None
-    limit = compared.policy.limit_p10
-    ratios = [r for _, _, of in rows for ln in of for r in (ln.ratio_p10, ln.ratio_p50)]
-    widest = change_span(abs(change) for change in (*(r - 1 for r in ratios), limit))
+    limit = compared.policy.limit
+    changes = [change for _, _, of in rows for launch in of for _, change in launch]
+    widest = change_span(abs(change) for change in (*changes, limit))
     longest = max(text_width(name) for name, _, _ in rows)
     frame, marks = rows_frame(len(rows), left=max(_NAMES[0], min(_NAMES[1], 28 + longest)))
     x = linear_scale(-widest, widest, frame.left, frame.right)
@@ -120,12 +123,12 @@ def _chart(compared: StoredComparison, *, alone: bool) -> Element | None:
                 marker(
                     session - 1,
                     x(max(-widest, min(widest, change))),
-                    at,
+                    middle + place,
                     3.6,
                     class_=f"{kind} v1",
-                    tip=f"launch {launch}, {q} {notation.change(change)}",
+                    tip=f"launch {launch}, {statistic} {notation.change(change)}",
                 )
-                for kind, q, change, at in _marks(of_launch, middle)
+                for (kind, place), (statistic, change) in zip(_MARKS, of_launch, strict=True)
             ]
     return element(
         "svg",
@@ -147,11 +150,12 @@ def _shortened(name: str, width: float) -> str:
     return shown
 
 
-def _marks(launch: ComparedLaunch, middle: float) -> tuple[tuple[str, str, float, float], ...]:
-    return (
-        ("stored", "p50", launch.ratio_p50 - 1, middle + 5),
-        ("dot", "p10", launch.ratio_p10 - 1, middle - 5),
-    )
+def _changes(launch: ComparedLaunch, compared: ComparedBenchmark) -> tuple[tuple[str, float], ...]:
+    """Return the launch's changes of what was judged, and of p50, with their names."""
+    judged, ratio = "p10", launch.ratio_p10
+    if compared.verdict.statistic == "pairs" and launch.ratio_pairs is not None:
+        judged, ratio = "pairs", launch.ratio_pairs
+    return (judged, ratio - 1), ("p50", launch.ratio_p50 - 1)
 
 
 def _rate(rate: Rate) -> str:

@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 
 from hpsbench import stats
 from hpsbench.duets.benchmarks import DuetBenchmark
-from hpsbench.duets.decision import DuetPolicy, DuetSession, pooled
+from hpsbench.duets.decision import DuetPolicy
+from hpsbench.duets.launches import DuetSession, Statistic, pooled
 from hpsbench.duets.session import LaunchDone, SessionDone
 from hpsbench.verdict import Verdict
 
-_PERCENTILES = (10, 50, 99)
 #: The columns of `figures`.
-FIGURES = "  baseline p10, ms  candidate p10, ms      p10      p50      p99"
+FIGURES = "  baseline p10, ms  candidate p10, ms     p10   pairs     p50     p99"
 HEADER = f"session  launch{FIGURES}"
 CONFIRMING = "a change may show: a second session, of fresh servers, has to show it as well"
 
@@ -70,8 +70,8 @@ def how(policy: DuetPolicy, of_each: str = "") -> str:
     plural = "" if policy.launches == 1 else "es"
     return (
         f"{policy.launches} launch{plural} of {policy.pairs} pairs of requests{of_each}, after "
-        f"{policy.warm_up} to warm up; limits: p10 {policy.limit_p10:.1%}, "
-        f"p50 {policy.limit_p50:.1%}"
+        f"{policy.warm_up} to warm up; limits: "
+        f"{policy.limit:.1%}, of p50 {policy.limit_p50:.1%}"
     )
 
 
@@ -81,8 +81,8 @@ def figures(measured: DuetSession) -> str:
         stats.percentile_ns(latencies_ns, 10) / 1e6
         for latencies_ns in (measured.baseline_ns, measured.candidate_ns)
     )
-    changes = (f"{math.expm1(measured.shift(q)):+.1%}" for q in _PERCENTILES)
-    return f"  {baseline:>16.3f}  {candidate:>17.3f}{''.join(f'{c:>9}' for c in changes)}"
+    changes = (f"{math.expm1(measured.shift(statistic)):+.1%}" for statistic in Statistic)
+    return f"  {baseline:>16.3f}  {candidate:>17.3f}{''.join(f'{c:>8}' for c in changes)}"
 
 
 def _line(session: int | str, launch: int | str, measured: DuetSession) -> str:

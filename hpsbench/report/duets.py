@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from hpsbench.duets.benchmarks import DuetBenchmark
 from hpsbench.duets.decision import DuetPolicy
+from hpsbench.duets.launches import Statistic
 from hpsbench.duets.session import LaunchDone, SessionDone
 from hpsbench.report import notation
 from hpsbench.report.duet import FIGURES, figures, how
@@ -36,7 +37,7 @@ class ManyDuets:
 
     def launch(self, done: LaunchDone) -> list[str]:
         """Return how far apart the sides were, over all benchmarks of one launch."""
-        changes = [measured.ratio(10) - 1 for measured in done.measured.values()]
+        changes = [measured.ratio(Statistic.P10) - 1 for measured in done.measured.values()]
         return [
             f"session {done.session}, launch {done.launch} of {self._launches}: "
             f"{len(changes)} asked in {sum(done.measure_s.values()):.1f} s, "

@@ -87,4 +87,5 @@ def verdict_properties(verdict: Verdict) -> list[tuple[str, str]]:
         "limit_p50": verdict.limit_p50,
     }
     named = [(name, f"{value:.5f}") for name, value in figures.items() if value is not None]
-    return [("benchmark", verdict.benchmark), ("outcome", verdict.outcome.value), *named]
+    judged = [("statistic", verdict.statistic)] if verdict.change is not None else []
+    return [("benchmark", verdict.benchmark), ("outcome", verdict.outcome.value), *judged, *named]

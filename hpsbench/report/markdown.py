@@ -12,7 +12,7 @@ from hpsbench.runs import Run
 from hpsbench.verdict import Outcome, Verdict
 
 _VERDICT_NAMES = ("outcome", "benchmark", "p10 change", "interval", "limit")
-_DUET_NAMES = ("outcome", "benchmark", "p10 change", "limit", "p50 change", "limit")
+_DUET_NAMES = ("outcome", "benchmark", "judged", "change", "limit", "p50 change", "limit")
 _FIGURE_NAMES = ("batch", "variant", "p50, ms", "p10, ms", "infer, ms", "k samples/s")
 
 
@@ -64,7 +64,7 @@ def comparison_summary(compared: StoredComparison) -> str:
         "",
     ]
     if not alone:
-        lines += [*_table(_DUET_NAMES, map(_duet_row, compared.benchmarks), left=2), ""]
+        lines += [*_table(_DUET_NAMES, map(_duet_row, compared.benchmarks), left=3), ""]
     told = [b for b in compared.benchmarks if alone or b.verdict.outcome is not Outcome.PASS]
     for benchmark in told:
         lines += [_escaped(benchmark.verdict.text), ""]
@@ -73,7 +73,7 @@ def comparison_summary(compared: StoredComparison) -> str:
     found = dict.fromkeys(b.answers for b in compared.benchmarks if b.answers and alone)
     for answers in found:
         lines += [_escaped(answers), ""]
-    names = ("session", "launch", "baseline p10, ms", "candidate p10, ms", "p10", "p50")
+    names = ("session", "launch", "baseline p10, ms", "candidate p10, ms", "p10", "pairs", "p50")
     rows = [row for benchmark in compared.benchmarks for row in _launch_rows(benchmark)]
     if rows and alone:
         lines += _folded("Launches", _table(names, [row[1:] for row in rows], left=0))
@@ -89,6 +89,7 @@ def _duet_row(compared: ComparedBenchmark) -> tuple[str, ...]:
         if verdict.outcome is Outcome.REGRESSED
         else verdict.outcome.value,
         f"`{compared.name}`",
+        verdict.statistic if verdict.change is not None else notation.DASH,
         notation.change(verdict.change),
         notation.limit(verdict.limit),
         notation.change(verdict.change_p50),
@@ -105,6 +106,7 @@ def _launch_rows(compared: ComparedBenchmark) -> list[tuple[str, ...]]:
             notation.milliseconds(launch.baseline_p10_ns),
             notation.milliseconds(launch.candidate_p10_ns),
             notation.change(launch.ratio_p10 - 1),
+            notation.change(None if launch.ratio_pairs is None else launch.ratio_pairs - 1),
             notation.change(launch.ratio_p50 - 1),
         )
         for number, launch in enumerate(compared.launches, start=1)

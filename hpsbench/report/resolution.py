@@ -25,7 +25,7 @@ def introduction(
 def decision_line(number: int, decisions: int, decision: Decision) -> str:
     """Return the line of one decision."""
     changes = (
-        ("p10", decision.change),
+        (decision.statistic, decision.change),
         ("p50", decision.change_p50),
         ("mean", decision.mean_change),
     )
@@ -41,7 +41,7 @@ def summary(selftest: SelfTest) -> list[str]:
     return [
         "",
         f"found slower, with the {selftest.confidence:.0%} interval of the rate:",
-        f"{'injected':>8}  {'p10 seen':>8}  {'duet':<24}  {'mean:5% (pytest-benchmark)':<26}  "
+        f"{'injected':>8}  {'seen':>8}  {'duet':<24}  {'mean:5% (pytest-benchmark)':<26}  "
         "others of the duet",
         *(_row(row, _seen(row, selftest)) for row in selftest.resolutions),
         "",

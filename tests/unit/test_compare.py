@@ -46,13 +46,13 @@ def test_equal_servers_pass_after_one_session() -> None:
         "model      dlrm",
         "baseline   old/",
         "candidate  new/",
-        "2 launches of 10 pairs of requests, after 3 to warm up; limits: p10 3.0%, p50 10.0%",
+        "2 launches of 10 pairs of requests, after 3 to warm up; limits: 3.0%, of p50 10.0%",
         "",
         "answers are the same (1 request)",
-        "session  launch  baseline p10, ms  candidate p10, ms      p10      p50      p99",
-        "      1       1             4.000              4.000    +0.0%    +0.0%    +0.0%",
-        "      1       2             4.000              4.000    +0.0%    +0.0%    +0.0%",
-        "      1     all             4.000              4.000    +0.0%    +0.0%    +0.0%",
+        "session  launch  baseline p10, ms  candidate p10, ms     p10   pairs     p50     p99",
+        "      1       1             4.000              4.000   +0.0%   +0.0%   +0.0%   +0.0%",
+        "      1       2             4.000              4.000   +0.0%   +0.0%   +0.0%   +0.0%",
+        "      1     all             4.000              4.000   +0.0%   +0.0%   +0.0%   +0.0%",
         "",
         "PASS dlrm: p10 the same (limit 3.0%), p50 the same (limit 10.0%), "
         "p99 +0.0% (not judged, of only 20 requests); 2 launches of 10 pairs",
@@ -77,16 +77,16 @@ def test_a_slow_candidate_is_confirmed_on_fresh_servers_and_fails() -> None:
     assert code == 1
     assert pairs.numbers == [1, 2, 3, 4]
     assert lines[7:] == [
-        "      1       1             4.000              4.400   +10.0%   +10.0%   +10.0%",
-        "      1       2             4.000              4.200    +5.0%    +5.0%    +5.0%",
-        "      1     all             4.000              4.200    +5.0%    +7.5%   +10.0%",
+        "      1       1             4.000              4.400  +10.0%  +10.0%  +10.0%  +10.0%",
+        "      1       2             4.000              4.200   +5.0%   +5.0%   +5.0%   +5.0%",
+        "      1     all             4.000              4.200   +5.0%   +7.5%   +7.5%  +10.0%",
         "a change may show: a second session, of fresh servers, has to show it as well",
-        "      2       1             4.000              4.320    +8.0%    +8.0%    +8.0%",
-        "      2       2             4.000              4.320    +8.0%    +8.0%    +8.0%",
-        "      2     all             4.000              4.320    +8.0%    +8.0%    +8.0%",
-        "   both     all             4.000              4.200    +5.0%    +8.0%   +10.0%",
+        "      2       1             4.000              4.320   +8.0%   +8.0%   +8.0%   +8.0%",
+        "      2       2             4.000              4.320   +8.0%   +8.0%   +8.0%   +8.0%",
+        "      2     all             4.000              4.320   +8.0%   +8.0%   +8.0%   +8.0%",
+        "   both     all             4.000              4.200   +5.0%   +7.9%   +8.0%  +10.0%",
         "",
-        "REGRESSED dlrm: p10 5.0% slower (+5.0%, then +8.0%; limit 3.0%), p50 8.0% slower "
+        "REGRESSED dlrm: pairs 7.9% slower (+7.5%, then +8.0%; limit 3.0%), p50 8.0% slower "
         "(+7.5%, then +8.0%; limit 10.0%), p99 +10.0% (not judged, of only 40 requests); "
         "4 launches of 10 pairs",
         "hint: find the cause in what differs between the two",

@@ -304,7 +304,7 @@ def test_the_lines_stay_few_and_put_the_worst_first() -> None:
         "baseline   old/",
         "candidate  new/",
         "3 launches of 40 pairs of requests of each, after 3 to warm up; "
-        "limits: p10 3.0%, p50 10.0%",
+        "limits: 3.0%, of p50 10.0%",
         "",
         "dlrm-b8: answers differ by 0.0005 at most (1 request, relative 0.0005)",
     ]
@@ -313,7 +313,7 @@ def test_the_lines_stay_few_and_put_the_worst_first() -> None:
         assert re.fullmatch(said, line)
     assert lines[9:11] == [
         "",
-        "benchmark  baseline p10, ms  candidate p10, ms      p10      p50      p99",
+        "benchmark  baseline p10, ms  candidate p10, ms     p10   pairs     p50     p99",
     ]
     assert [line.split()[0] for line in lines[11:14]] == ["rank-b8", "rank-b64", "dlrm-b8"]
     assert lines[15] == (
@@ -350,10 +350,25 @@ def test_comparisons_that_an_older_hpsbench_stored_are_still_read(tmp_path: Path
     fields = json.loads(path.read_text())
     (benchmark,) = fields.pop("benchmarks")
     del benchmark["batch_size"], benchmark["measure_s"]
+    fields["policy"]["limit_p10"] = fields["policy"].pop("limit")
+    del benchmark["verdict"]["statistic"]
+    for launch in benchmark["launches"]:
+        del launch["ratio_pairs"]
+    path.write_text(json.dumps({**fields, "benchmarks": [benchmark], "schema_version": 2}))
+    second = comparisons.load(path)
     path.write_text(json.dumps({**fields, **benchmark, "schema_version": 1}))
     read = comparisons.load(path)
+    assert read == second
+    (compared,) = one.benchmarks
+    launches = tuple(dataclasses.replace(ln, ratio_pairs=None) for ln in compared.launches)
     assert read.benchmarks == (
-        dataclasses.replace(one.benchmarks[0], batch_size=None, measure_s=None),
+        dataclasses.replace(
+            compared,
+            batch_size=None,
+            measure_s=None,
+            launches=launches,
+            verdict=dataclasses.replace(compared.verdict, statistic="p10"),
+        ),
     )
     assert read.verdicts[0].outcome is Outcome.REGRESSED
     assert comparisons.newest(tmp_path, one.machine, 5) == [read]
@@ -362,7 +377,7 @@ def test_comparisons_that_an_older_hpsbench_stored_are_still_read(tmp_path: Path
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        ({"schema_version": 3}, "has schema version 3, and this hpsbench reads up to 2"),
+        ({"schema_version": 4}, "has schema version 4, and this hpsbench reads up to 3"),
         ({"schema_version": 1}, "benchmarks is no known field|model is missing"),
         ({"benchmarks": []}, "a comparison needs a benchmark"),
     ],

@@ -10,14 +10,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from hpsbench.duets.decision import (
-    DuetLaunch,
-    DuetPolicy,
-    DuetSession,
-    judge_duet,
-    needs_confirmation,
-    pooled,
-)
+from hpsbench.duets.decision import DuetPolicy, judge_duet, needs_confirmation
+from hpsbench.duets.launches import STEADY, DuetLaunch, DuetSession, Statistic, pooled
 from hpsbench.servers.traces import STAGES
 from hpsbench.stages import StageProfile, StageSummary
 from hpsbench.verdict import Outcome, Verdict
@@ -178,7 +172,7 @@ def test_the_sessions_must_be_what_the_first_asked_for(sessions: Sequence[DuetSe
 
 
 @pytest.mark.parametrize(
-    "bad", [{"launches": 0}, {"pairs": 0}, {"warm_up": -1}, {"limit_p10": 0.0}, {"limit_p50": -1}]
+    "bad", [{"launches": 0}, {"pairs": 0}, {"warm_up": -1}, {"limit": 0.0}, {"limit_p50": -1}]
 )
 def test_a_policy_that_measures_nothing_is_refused(bad: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=r"a duet needs|must be positive"):
@@ -186,12 +180,18 @@ def test_a_policy_that_measures_nothing_is_refused(bad: dict[str, float]) -> Non
 
 
 def test_a_launch_without_an_answer_is_refused() -> None:
-    with pytest.raises(ValueError, match="answered request"):
-        DuetLaunch(baseline_ns=(), candidate_ns=(1,))
+    for baseline_ns in ((), (1, 2)):
+        with pytest.raises(ValueError, match="answered request"):
+            DuetLaunch(baseline_ns=baseline_ns, candidate_ns=(1,))
 
 
-latencies = st.lists(st.integers(500_000, 2_000_000), min_size=1, max_size=12).map(tuple)
-launches = st.builds(DuetLaunch, baseline_ns=latencies, candidate_ns=latencies)
+latencies = st.integers(500_000, 2_000_000)
+launches = st.lists(st.tuples(latencies, latencies), min_size=1, max_size=12).map(
+    lambda pairs: DuetLaunch(
+        baseline_ns=tuple(baseline for baseline, _ in pairs),
+        candidate_ns=tuple(candidate for _, candidate in pairs),
+    )
+)
 any_session = st.lists(launches, min_size=1, max_size=3).map(
     lambda ls: DuetSession(launches=tuple(ls))
 )
@@ -203,11 +203,15 @@ def as_asked(first: DuetSession, second: DuetSession) -> list[DuetSession]:
 
 
 def far_from_limits(sessions: Sequence[DuetSession]) -> bool:
-    """Whether rounding in the last place cannot move a shift over a limit."""
+    """Whether rounding in the last place cannot move a shift over a limit, or what is judged."""
     limits = [x for limit in (0.03, 0.10) for x in (math.log1p(limit), math.log1p(limit / 2))]
-    measured = (*sessions, pooled(sessions), *pooled(sessions).launches)
-    shifts = [s.shift(q) for s in measured for q in (10, 50)]
-    return all(abs(abs(shift) - limit) > 1e-9 for shift in shifts for limit in limits)
+    both = pooled(sessions)
+    judged = (*STEADY, Statistic.P50)
+    shifts = [s.shift(one) for s in (*sessions, both, *both.launches) for one in judged]
+    errors = [[s.error(one) for one in STEADY] for s in (*sessions, both) if len(s.launches) > 1]
+    return all(abs(abs(shift) - limit) > 1e-9 for shift in shifts for limit in limits) and all(
+        abs(of_p10 - of_pairs) > 1e-9 for of_p10, of_pairs in errors
+    )
 
 
 @given(any_session, any_session, st.integers(2, 1000))
@@ -257,7 +261,38 @@ def test_equal_sides_pass_and_the_order_of_launches_does_not_matter(given: DuetS
     )
     assert judge(equal).outcome is Outcome.PASS
     backwards = DuetSession(launches=given.launches[::-1])
-    assert backwards.shift(10) == pytest.approx(given.shift(10))
+    for statistic in Statistic:
+        assert backwards.shift(statistic) == pytest.approx(given.shift(statistic))
+
+
+def test_what_the_launches_agree_on_better_is_judged() -> None:
+    # Fast requests are a launch's luck, pairs are not: and the other way round.
+    def launch(fastest_ns: int, factor: float) -> DuetLaunch:
+        baseline_ns = (fastest_ns,) * 4 + (1_500_000,) * 16
+        candidate_ns = (1_060_000,) * 4 + (round(factor * 1_500_000),) * 16
+        return DuetLaunch(baseline_ns=baseline_ns, candidate_ns=candidate_ns)
+
+    lucky = DuetSession(
+        launches=tuple(launch(ns, 1.06) for ns in (900_000, 1_000_000, 1_100_000, 1_200_000))
+    )
+    assert lucky.steadiest is Statistic.PAIRS
+    assert lucky.error(Statistic.PAIRS) < 0.01 < lucky.error(Statistic.P10)
+    verdict = judge(lucky, lucky)
+    assert (verdict.outcome, verdict.statistic) == (Outcome.REGRESSED, "pairs")
+    assert verdict.change == pytest.approx(0.06)
+    assert verdict.text.startswith("dlrm: pairs 6.0% slower (+6.0%, then +6.0%; limit 3.0%), p50 ")
+    steady = DuetSession(launches=tuple(launch(1_000_000, f) for f in (0.8, 1.0, 1.1, 1.3)))
+    assert steady.steadiest is Statistic.P10
+    assert judge(steady, steady).change == pytest.approx(0.06)
+
+
+def test_a_disturbed_request_does_not_move_what_pairs_say() -> None:
+    slow_us = (1_000, 1_040, 1_030, 9_000, 1_010, 1_020, 1_050, 1_030, 70, 1_020)
+    launch = DuetLaunch(
+        baseline_ns=(1_000_000,) * 10, candidate_ns=tuple(1000 * us for us in slow_us)
+    )
+    assert launch.ratio(Statistic.PAIRS) == pytest.approx(1.025, abs=1e-3)
+    assert DuetSession(launches=(launch,)).steadiest is Statistic.P10
 
 
 def test_a_confirmed_change_names_the_stage_that_differs() -> None:

@@ -7,13 +7,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from hpsbench.duets.decision import (
-    DuetLaunch,
-    DuetPolicy,
-    DuetSession,
-    judge_duet,
-    needs_confirmation,
-)
+from hpsbench.duets.decision import DuetPolicy, judge_duet, needs_confirmation
+from hpsbench.duets.launches import DuetLaunch, DuetSession, Statistic, pooled
 from hpsbench.verdict import Outcome
 
 POLICY = DuetPolicy()
@@ -60,6 +55,27 @@ def two_speed_session(rng: np.random.Generator, *, slower: float = 0.0) -> DuetS
     return DuetSession(launches=tuple(launches))
 
 
+def shared_host_session(rng: np.random.Generator, *, slower: float = 0.0) -> DuetSession:
+    """Return a session on a host whose other machines use the same cores, as measured on one.
+
+    Requests differ by a fifth, half of which both of a pair have in common; now and then the core
+    is free for one, and how often is each server's luck.
+    """
+    shape = (POLICY.launches, POLICY.pairs)
+    common = rng.normal(0, 0.14, shape) + rng.normal(0, 0.12, (POLICY.launches, 1))
+    sides = []
+    for factor in (1.0, 1 + slower):
+        requests = 2.4e6 * factor * np.exp(common + rng.normal(0, 0.13, shape))
+        free = rng.random(shape) < rng.uniform(0.05, 0.15, (POLICY.launches, 1))
+        sides.append((requests * np.where(free, 0.7, 1.0)).astype(int).tolist())
+    return DuetSession(
+        launches=tuple(
+            DuetLaunch(baseline_ns=tuple(ours), candidate_ns=tuple(theirs))
+            for ours, theirs in zip(*sides, strict=True)
+        )
+    )
+
+
 def judged(first: DuetSession, second: DuetSession) -> Outcome:
     asked = [first, second] if needs_confirmation(first, POLICY) else [first]
     return judge_duet(asked, POLICY, name="dlrm").outcome
@@ -98,7 +114,8 @@ def test_requests_of_two_speeds_have_medians_that_differ_by_chance() -> None:
     rng = np.random.default_rng(7)
     sessions = [(two_speed_session(rng), two_speed_session(rng)) for _ in range(400)]
     # What is to be told apart is there: medians beyond the limit, both times to the same side.
-    alike = [a.shift(50) * b.shift(50) > 0 for a, b in sessions if abs(a.shift(50)) > 0.1]
+    p50 = [(a.shift(Statistic.P50), b.shift(Statistic.P50)) for a, b in sessions]
+    alike = [a * b > 0 for a, b in p50 if abs(a) > 0.1]
     assert sum(alike) > 20
     found = Counter(judged(*two) for two in sessions)
     assert found[Outcome.REGRESSED] == found[Outcome.IMPROVED] == 0
@@ -111,6 +128,20 @@ def test_a_median_that_is_slower_in_most_launches_is_found() -> None:
         for _ in range(50)
     )
     assert found[Outcome.REGRESSED] == 50
+
+
+def test_on_a_shared_host_the_pairs_tell_what_p10_does_not() -> None:
+    rng = np.random.default_rng(7)
+    equal = [(shared_host_session(rng), shared_host_session(rng)) for _ in range(200)]
+    p10 = [pooled(two).shift(Statistic.P10) for two in equal]
+    assert sum(abs(shift) > POLICY.limit for shift in p10) > 20
+    found = Counter(judged(*two) for two in equal)
+    assert found[Outcome.REGRESSED] + found[Outcome.IMPROVED] <= 1
+    slower = Counter(
+        judged(shared_host_session(rng, slower=0.05), shared_host_session(rng, slower=0.05))
+        for _ in range(200)
+    )
+    assert slower[Outcome.REGRESSED] >= 0.93 * 200
 
 
 @pytest.mark.parametrize(

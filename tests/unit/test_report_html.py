@@ -224,10 +224,12 @@ def section(text: str, anchor: str) -> str:
 
 def test_a_duet_shows_every_launch_on_its_limit_and_what_was_found(text: str) -> None:
     part = section(text, "comparisons")
-    drawn = re.findall(r"<title>launch (\d), (p10|p50) ([^<]*)</title>", part)
+    drawn = re.findall(r"<title>launch (\d), (p10|pairs|p50) ([^<]*)</title>", part)
     # Each by itself, and all in one comparison.
     assert len(drawn) == 2 * 2 * (8 + 4)
-    assert ("1", "p10", "+5.2%") in drawn
+    # What was judged of each: pairs of the one, and p10 of the other.
+    assert ("1", "pairs", "+6.2%") in drawn
+    assert ("1", "p10", "+0.3%") in drawn
     assert re.findall(r'class="badge (\w+)"', part) == [
         *("regressed", "pass", "invalid"),
         # The worst of all, and what did not pass.

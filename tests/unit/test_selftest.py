@@ -16,7 +16,8 @@ from hpsbench import storage
 from hpsbench.commands import selftest
 from hpsbench.duets import selftests
 from hpsbench.duets.benchmarks import DuetBenchmark
-from hpsbench.duets.decision import BASELINE, CANDIDATE, DuetLaunch, DuetPolicy, DuetSession
+from hpsbench.duets.decision import BASELINE, CANDIDATE, DuetPolicy
+from hpsbench.duets.launches import DuetLaunch, DuetSession
 from hpsbench.duets.resolution import (
     INJECTED,
     Decision,
@@ -143,6 +144,8 @@ def test_a_decision_counts_its_sessions_and_its_time(found: list[Decision]) -> N
     assert tenth.change == pytest.approx(0.096)
     assert tenth.mean_change == pytest.approx(0.096)
     assert tenth.ratios_p10 == tenth.ratios_p50 == pytest.approx((1.096,) * 4)
+    assert tenth.ratios_pairs == pytest.approx(tenth.ratios_p10)
+    assert tenth.statistic == "p10"
     # One warm-up pair is always asked.
     assert none.measure_s == pytest.approx(2 * 11 * 0.004)
     assert none.total_s == pytest.approx(2 + none.measure_s)
@@ -181,18 +184,45 @@ def test_the_mean_is_that_of_every_request() -> None:
     assert mean_change(DuetSession(launches=(launch,))) == pytest.approx(0.10)
 
 
+STEPS = {BASELINE: 100, CANDIDATE: 300}
+
+
+def steps_measured(few_ns: Sequence[int], many_ns: Sequence[int]) -> DuetSession:
+    """Return a duet of as many launches, in each of which requests of a side take as long."""
+    return DuetSession(
+        launches=tuple(
+            DuetLaunch(baseline_ns=(few,) * 10, candidate_ns=(many,) * 10)
+            for few, many in zip(few_ns, many_ns, strict=True)
+        )
+    )
+
+
 def test_calibration_slows_the_whole_request_by_the_share() -> None:
     # 0.4 ms of transport, and 5 us a step.
-    found = calibration({100: 900_000, 300: 1_900_000}, request_ns=2 * MS)
+    found = calibration(steps_measured([900_000] * 8, [1_900_000] * 8), STEPS, 2 * MS)
     assert found == Calibration(steps=320, step_ns=5000.0, request_ns=2 * MS)
     assert [found.slowed(share) for share in INJECTED] == [320, 340, 360, 400]
 
 
+def test_calibration_believes_the_pairs_where_fast_requests_are_luck() -> None:
+    lucky = [(0.9, 0.6), (0.5, 1.0), (0.7, 0.7), (0.6, 0.95)]
+    launches = tuple(
+        DuetLaunch(
+            baseline_ns=(round(900_000 * few),) * 2 + (900_000,) * 8,
+            candidate_ns=(round(1_900_000 * many),) * 2 + (1_900_000,) * 8,
+        )
+        for few, many in lucky
+    )
+    found = calibration(DuetSession(launches=launches), STEPS, 2 * MS)
+    assert found.steps == 320
+    assert found.step_ns == pytest.approx(5000, rel=0.01)
+
+
 def test_a_slow_host_gets_longer_requests_and_a_senseless_one_an_error() -> None:
-    found = calibration({100: 5 * MS, 300: 10 * MS}, request_ns=2 * MS)
+    found = calibration(steps_measured([5 * MS] * 2, [10 * MS] * 2), STEPS, 2 * MS)
     assert (found.steps, found.request_ns) == (100, 5 * MS)
     with pytest.raises(ConfigError, match="300 steps of work took 900000 ns"):
-        calibration({100: 900_000, 300: 900_000})
+        calibration(steps_measured([900_000] * 2, [900_000] * 2), STEPS)
 
 
 def test_a_calibration_is_made_anew_every_so_often() -> None:
@@ -218,7 +248,7 @@ def test_the_words_of_a_self_test(found: list[Decision]) -> None:
     assert report.summary(result(found)) == [
         "",
         "found slower, with the 95% interval of the rate:",
-        "injected  p10 seen  duet                      mean:5% (pytest-benchmark)  others of the "
+        "injected      seen  duet                      mean:5% (pytest-benchmark)  others of the "
         "duet",
         "     A/A     +0.0%  0 of 2 (0% to 84%)        0 of 2 (0% to 84%)          -",
         "     +5%     +4.8%  2 of 2 (16% to 100%)      0 of 2 (0% to 84%)          -",

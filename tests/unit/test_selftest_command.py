@@ -36,10 +36,12 @@ def a_decision(outcome: Outcome = Outcome.PASS, share: float = 0.0) -> Decision:
     return Decision(
         injected=share,
         outcome=outcome,
+        statistic="p10",
         change=None,
         change_p50=None,
         mean_change=None,
         ratios_p10=(),
+        ratios_pairs=(),
         ratios_p50=(),
         sessions=1,
         measure_s=1.0,

@@ -156,3 +156,27 @@ def test_half_of_the_launches_must_show_a_change_of_p10(launches: int, outcome: 
     assert verdict.change == pytest.approx(0.1)
     assert verdict.outcome is outcome
     assert ("too few launches agree on p10" in verdict.text) == (launches == 4)
+
+
+@pytest.mark.parametrize(
+    ("launches", "outcome"), [(5, Outcome.INCONCLUSIVE), (6, Outcome.REGRESSED)]
+)
+def test_three_fifths_of_the_launches_must_show_a_change_of_pairs(
+    launches: int, outcome: Outcome
+) -> None:
+    # The neighbour that slowed one side of these launches left p10 to luck.
+    def launch(number: int) -> DuetLaunch:
+        lucky_ns = 600_000 + 40_000 * ((7 * number) % 10)
+        slower = 1.10 if number < launches else 1.0
+        return DuetLaunch(
+            baseline_ns=(lucky_ns,) * 6 + (1_000_000,) * 34,
+            candidate_ns=(1_560_000 - lucky_ns,) * 6 + (round(slower * 1_000_000),) * 34,
+        )
+
+    session = DuetSession(launches=tuple(map(launch, range(10))))
+    verdict = judge_duet([session, session], POLICY, name="dlrm")
+    assert verdict.statistic == "pairs"
+    assert verdict.change is not None
+    assert verdict.change > POLICY.limit
+    assert verdict.outcome is outcome
+    assert ("too few launches agree on pairs" in verdict.text) == (launches == 5)

@@ -5,10 +5,11 @@ Timestamps are of CLOCK_MONOTONIC, as Python's `perf_counter_ns` on the same Lin
 
 from __future__ import annotations
 
+import glob
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -74,13 +75,13 @@ class RequestTrace:
         return found
 
 
-def parse_traces(text: str) -> list[RequestTrace]:
-    """Return the clients' requests in a trace file, or in a part of one, by their start.
+def parse_traces(texts: Iterable[str]) -> list[RequestTrace]:
+    """Return the clients' requests in trace files of one server, by their start.
 
     Requests without all their timestamps, such as failed ones, are left out. Raises ValueError for
     what is no trace, or ends within one.
     """
-    entries = json.loads("[" + text.strip().strip("[,]") + "]")
+    entries = [entry for text in texts if text.strip() for entry in json.loads(text)]
     traces: dict[int, _Entry] = {}
     for entry in entries:
         trace = traces.setdefault(entry["id"], _Entry())
@@ -119,11 +120,15 @@ class _Entry:
 
 
 class Tracing:
-    """A Triton that can write traces to `file`, which this process can read."""
+    """A Triton that can write traces beside `file`, where this process can read them.
+
+    Each goes to a file of its own: of one file of many, Triton keeps the last 8 KB to itself until
+    it ends.
+    """
 
     def __init__(self, address: str, file: Path) -> None:
         self._address, self._file = address, file
-        self._position = 0
+        self._before: frozenset[Path] = frozenset()
 
     @contextmanager
     def on(self) -> Iterator[None]:
@@ -131,35 +136,44 @@ class Tracing:
 
         Raises ServerError where Triton refuses.
         """
-        self._position = self._file.stat().st_size if self._file.exists() else 0
-        self._set({"trace_level": ["TIMESTAMPS"], "trace_rate": "1", "trace_count": "-1"})
+        self._before = frozenset(self._files())
+        self._set(
+            {
+                "trace_level": ["TIMESTAMPS"],
+                "trace_rate": "1",
+                "trace_count": "-1",
+                "log_frequency": "1",
+            }
+        )
         try:
             yield
         finally:
-            self._set({"trace_level": ["OFF"]})
+            self._set({"trace_level": ["OFF"], "log_frequency": "0"})
 
     def read(
         self, *, at_least: int, sleep: Callable[[float], None] = time.sleep
     ) -> list[RequestTrace]:
-        """Return the requests of the last traced time, after a while even if they are fewer."""
+        """Return the requests of the last traced time, after a while even if they are fewer.
+
+        Their files are removed.
+        """
         deadline_s = time.monotonic() + _SETTLE_S
         while True:
+            files = [file for file in self._files() if file not in self._before]
             try:
-                found = parse_traces(self._written())
+                found = parse_traces([file.read_text() for file in files])
             except ValueError:
                 # It is still being written.
                 found = []
             if len(found) >= at_least or time.monotonic() > deadline_s:
+                for file in files:
+                    with suppress(OSError):
+                        file.unlink()
                 return found
             sleep(_SETTLE_STEP_S)
 
-    def _written(self) -> str:
-        try:
-            with self._file.open("rb") as file:
-                file.seek(self._position)
-                return file.read().decode()
-        except FileNotFoundError:
-            return ""
+    def _files(self) -> list[Path]:
+        return list(self._file.parent.glob(f"{glob.escape(self._file.name)}.*"))
 
     def _set(self, settings: Mapping[str, Any]) -> None:
         body = json.dumps(settings).encode()

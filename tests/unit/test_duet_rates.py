@@ -166,15 +166,17 @@ def test_three_fifths_of_the_launches_must_show_a_change_of_pairs(
 ) -> None:
     # The neighbour that slowed one side of these launches left p10 to luck.
     def launch(number: int) -> DuetLaunch:
-        lucky_ns = 600_000 + 40_000 * ((7 * number) % 10)
-        slower = 1.10 if number < launches else 1.0
+        lucky_ns = 600_000 + 20_000 * ((7 * number) % 20)
+        slower = 1.10 if number % 10 < launches else 1.0
         return DuetLaunch(
             baseline_ns=(lucky_ns,) * 6 + (1_000_000,) * 34,
-            candidate_ns=(1_560_000 - lucky_ns,) * 6 + (round(slower * 1_000_000),) * 34,
+            candidate_ns=(1_580_000 - lucky_ns,) * 6 + (round(slower * 1_000_000),) * 34,
         )
 
-    session = DuetSession(launches=tuple(map(launch, range(10))))
-    verdict = judge_duet([session, session], POLICY, name="dlrm")
+    sessions = [
+        DuetSession(launches=tuple(map(launch, numbers))) for numbers in (range(10), range(10, 20))
+    ]
+    verdict = judge_duet(sessions, POLICY, name="dlrm")
     assert verdict.statistic == "pairs"
     assert verdict.change is not None
     assert verdict.change > POLICY.limit

@@ -42,7 +42,7 @@ ENSEMBLE = ",".join(
 
 
 def test_a_request_is_split_into_what_the_client_waited_for() -> None:
-    (request,) = parse_traces("[" + entries(7, "dlrm", SINGLE) + "]")
+    (request,) = parse_traces(["[" + entries(7, "dlrm", SINGLE) + "]"])
     assert (request.model, request.start_ns) == ("dlrm", 110)
     # What the backend does after the answer has gone, the client does not wait for.
     assert request.stages(100, 300) == {
@@ -52,7 +52,7 @@ def test_a_request_is_split_into_what_the_client_waited_for() -> None:
 
 
 def test_the_steps_of_an_ensemble_are_its_request() -> None:
-    (request,) = parse_traces("[" + ENSEMBLE + "]")
+    (request,) = parse_traces(["[" + ENSEMBLE + "]"])
     assert (request.model, len(request.steps)) == ("both", 2)
     # From 295 on the second step waits, though the first still puts its answer away.
     assert request.stages(100, 500) == {
@@ -72,20 +72,22 @@ def test_steps_beside_each_other_count_once() -> None:
     assert sum(stages.values()) == 250
 
 
-def test_a_part_of_a_file_may_begin_with_a_comma_and_lack_its_end() -> None:
-    several = ",".join((entries(9, "b", SINGLE), ENSEMBLE))
-    assert [r.model for r in parse_traces("," + several)] == ["both", "b"]
-    assert parse_traces("") == parse_traces("[]") == []
+def test_the_files_of_a_server_count_together() -> None:
+    single = entries(9, "b", SINGLE)
+    assert [r.model for r in parse_traces([f"[{single}]", f"[{ENSEMBLE}]\n"])] == ["both", "b"]
+    assert [r.model for r in parse_traces([f"[{single},{ENSEMBLE}]"])] == ["both", "b"]
+    # A file that is only just made has nothing yet.
+    assert parse_traces([]) == parse_traces(["", "[]"]) == []
 
 
 def test_what_is_still_being_written_is_no_trace() -> None:
     with pytest.raises(ValueError, match=r"Expecting|Unterminated"):
-        parse_traces("[" + ENSEMBLE[:-30])
+        parse_traces(["[" + ENSEMBLE[:-30]])
 
 
 def test_a_request_that_failed_before_it_computed_is_left_out() -> None:
     failed = {"REQUEST_START": 1, "QUEUE_START": 2, "REQUEST_END": 3}
-    assert parse_traces(entries(4, "m", failed)) == []
+    assert parse_traces(["[" + entries(4, "m", failed) + "]"]) == []
 
 
 @given(
@@ -111,21 +113,27 @@ def test_stages_always_add_up_to_the_wait(steps: list[list[int]], sent: int, wai
 
 
 def test_traces_that_triton_writes_late_are_waited_for(tmp_path: Path) -> None:
-    path = tmp_path / "trace.json"
-    path.write_text("[" + entries(9, "b", SINGLE))
-    tracing = Tracing("127.0.0.1:1", path)
+    def file(number: int) -> Path:
+        return tmp_path / f"trace.json.{number}"
+
+    file(0).write_text(f"[{entries(9, 'b', SINGLE)}]")
+    (tmp_path / "trace.json").write_text("[")
+    tracing = Tracing("127.0.0.1:1", tmp_path / "trace.json")
 
     def write() -> None:
-        with path.open("a") as file:
-            file.write("," + ENSEMBLE[:50])
-            file.flush()
+        with file(1).open("w") as begun:
+            begun.write(f"[{ENSEMBLE[:50]}")
+            begun.flush()
             time.sleep(0.1)
-            file.write(ENSEMBLE[50:])
+            begun.write(f"{ENSEMBLE[50:]}]")
 
     writer = threading.Timer(0.1, write)
     writer.start()
     assert len(tracing.read(at_least=2)) == 2
     writer.join()
+    # What was read is there no more, and neither is it missed.
+    assert [path.name for path in tmp_path.iterdir()] == ["trace.json"]
+    file(2).write_text(f"[{entries(9, 'b', SINGLE)}]")
     begun = time.monotonic()
-    assert len(tracing.read(at_least=3)) == 2
+    assert len(tracing.read(at_least=2)) == 1
     assert 0.9 < time.monotonic() - begun < 3

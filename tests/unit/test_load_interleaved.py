@@ -101,6 +101,18 @@ def latencies(run: ParticipantRun) -> list[int]:
     return [int(ns) for ns in run.records.latencies_ns]
 
 
+def test_what_is_compiled_while_warming_up_does_not_shorten_the_measurement() -> None:
+    machine = FakeMachine()
+
+    def send() -> None:
+        machine.now_ns += (1 if machine.asked.count("a") >= 6 else 100) * MS
+        machine.asked.append("a")
+
+    run = machine.loop(warmup_requests=10).run([Participant(name="a", send=send)])["a"]
+    assert set(latencies(run)) == {MS}
+    assert len(run.records) == 100
+
+
 def test_everyone_is_asked_equally_often_and_once_per_repetition() -> None:
     machine = FakeMachine()
     participants = [machine.participant(n, c * MS) for n, c in (("a", 1), ("b", 2), ("c", 3))]

@@ -128,7 +128,7 @@ class Tracing:
 
     def __init__(self, address: str, file: Path) -> None:
         self._address, self._file = address, file
-        self._before: frozenset[Path] = frozenset()
+        self._before: dict[Path, int] = {}
 
     @contextmanager
     def on(self) -> Iterator[None]:
@@ -136,7 +136,7 @@ class Tracing:
 
         Raises ServerError where Triton refuses.
         """
-        self._before = frozenset(self._files())
+        self._before = self._files()
         self._set(
             {
                 "trace_level": ["TIMESTAMPS"],
@@ -159,7 +159,7 @@ class Tracing:
         """
         deadline_s = time.monotonic() + _SETTLE_S
         while True:
-            files = [file for file in self._files() if file not in self._before]
+            files = [file for file, at in self._files().items() if self._before.get(file) != at]
             try:
                 found = parse_traces([file.read_text() for file in files])
             except ValueError:
@@ -172,8 +172,13 @@ class Tracing:
                 return found
             sleep(_SETTLE_STEP_S)
 
-    def _files(self) -> list[Path]:
-        return list(self._file.parent.glob(f"{glob.escape(self._file.name)}.*"))
+    def _files(self) -> dict[Path, int]:
+        """Return when each file of a trace was written: a new server's numbers begin anew."""
+        found = {}
+        for file in self._file.parent.glob(f"{glob.escape(self._file.name)}.*"):
+            with suppress(FileNotFoundError):
+                found[file] = file.stat().st_mtime_ns
+        return found
 
     def _set(self, settings: Mapping[str, Any]) -> None:
         body = json.dumps(settings).encode()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 import time
 from pathlib import Path
@@ -137,3 +138,18 @@ def test_traces_that_triton_writes_late_are_waited_for(tmp_path: Path) -> None:
     begun = time.monotonic()
     assert len(tracing.read(at_least=2)) == 1
     assert 0.9 < time.monotonic() - begun < 3
+
+
+def test_traces_of_before_are_left_alone_unless_a_new_server_wrote_them_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = [tmp_path / f"trace.json.{number}" for number in range(2)]
+    for file in old:
+        file.write_text(f"[{entries(9, 'b', SINGLE)}]")
+        os.utime(file, ns=(10**18, 10**18))
+    tracing = Tracing("127.0.0.1:1", tmp_path / "trace.json")
+    monkeypatch.setattr(Tracing, "_set", lambda *_: None)
+    with tracing.on():
+        old[0].write_text(f"[{ENSEMBLE}]")
+    assert [request.model for request in tracing.read(at_least=1)] == ["both"]
+    assert [file.exists() for file in old] == [False, True]

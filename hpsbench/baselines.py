@@ -21,8 +21,8 @@ from hpsbench.errors import BaselineError
 from hpsbench.stages import StageProfile
 from hpsbench.workload import Workload
 
-#: 2 added `stages`, 3 `hit_rates`; files without are read as before.
-SCHEMA_VERSION = 3
+#: 2 added `stages`, 3 `hit_rates`, 4 `ratio_pairs`; files without are read as before.
+SCHEMA_VERSION = 4
 RESTORE_HINT = "restore the file from git, or delete it and run `hpsbench baseline update`"
 LOCK_NAME = ".lock"
 #: Holds what others published (`hpsbench.published`), and is no class of machine.
@@ -32,17 +32,21 @@ STAGING_PREFIX = ".staging-"
 
 @dataclass(frozen=True, kw_only=True)
 class BaselineLaunch:
-    """One launch: client latency in nanoseconds, and as a ratio to the in-session reference."""
+    """One launch: client latency in nanoseconds, and as a ratio to the in-session reference.
+
+    `ratio_pairs` is None in what was stored before it was measured.
+    """
 
     p10_ns: int
     p50_ns: int
     ratio_p10: float
     ratio_p50: float
+    ratio_pairs: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("p10_ns", "p50_ns", "ratio_p10", "ratio_p50"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} is {getattr(self, name)}, and must be positive")
+        for name, value in vars(self).items():
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} is {value}, and must be positive")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import fmean
 
 from hpsbench import stats
 from hpsbench.load.interleaved import ParticipantRun, Step, StepCount
+from hpsbench.ratios import Statistic, log_ratio
 from hpsbench.stages import StageProfile, mean_profile, profile
 from hpsbench.telemetry import Telemetry
 
@@ -33,9 +35,10 @@ class ServerTimes:
 class LaunchMeasurement:
     """One variant at one batch size on one fresh server: *one* observation for the verdict.
 
-    `ratio_p10` and `ratio_p50` divide by the reference that ran interleaved on the same server.
-    `server` is the mean over the launch, `server_rounds` over each round; None and empty for a
-    participant in this process. `stages` is of a traced pass afterwards, None without one.
+    The ratios divide by the reference that ran interleaved on the same server; `ratio_pairs` is
+    None where requests failed, and in what was measured before it was there. `server` is the mean
+    over the launch, `server_rounds` over each round; None and empty for a participant in this
+    process. `stages` is of a traced pass afterwards, None without one.
     """
 
     launch: int
@@ -47,6 +50,7 @@ class LaunchMeasurement:
     reference_p10_ns: int
     reference_p50_ns: int
     server: ServerTimes | None
+    ratio_pairs: float | None = None
     server_rounds: tuple[ServerTimes, ...] = ()
     hit_rates: Mapping[str, float] = field(default_factory=dict)
     """Hits over keys, warm-up included, of each tier that the variant's lookups asked."""
@@ -231,11 +235,19 @@ def _launch(number: int, own: ParticipantRun, base: ParticipantRun) -> LaunchMea
         reference_p10_ns=reference.p10_ns,
         reference_p50_ns=reference.p50_ns,
         server=server,
+        ratio_pairs=_ratio_of_pairs(own, base),
         server_rounds=server_rounds,
         stages=None
         if own.traced is None or base.traced is None
         else profile(own.traced, base.traced),
     )
+
+
+def _ratio_of_pairs(own: ParticipantRun, base: ParticipantRun) -> float | None:
+    if own.records.failed or base.records.failed:
+        return None  # which of the requests were asked one behind the other is not known then
+    latencies_ns = own.records.latencies_ns, base.records.latencies_ns
+    return round(math.exp(log_ratio(*latencies_ns, Statistic.PAIRS)), 6)
 
 
 def _problem(run: ParticipantRun, min_requests: int) -> str | None:

@@ -23,8 +23,8 @@ from hpsbench.presets import load_suite, preset_names
 from hpsbench.verdict import Verdict
 from hpsbench.workload import Workload, split_row, subject_settings, workload_of
 
-#: 2 added `stages`; files of version 1 are read as before.
-SCHEMA_VERSION = 2
+#: 2 added `stages`, 3 `ratio_pairs`; files without are read as before.
+SCHEMA_VERSION = 3
 FOLDER = Path(".hpsbench") / "runs"
 
 
@@ -190,6 +190,7 @@ def _baseline(run: Run, result: Result) -> Baseline:
             p50_ns=launch.p50_ns,
             ratio_p10=round(launch.ratio_p10, 6),
             ratio_p50=round(launch.ratio_p50, 6),
+            ratio_pairs=launch.ratio_pairs,
         )
         for launch in m.launches
     )

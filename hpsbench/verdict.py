@@ -6,9 +6,10 @@ the variance
 
     tau^2 * (1 + 1/S)  +  sigma^2 * (1/m + mean(1/k)/S)
 
-sigma is pooled over the launches within sessions. tau, the spread between sessions, is not visible
-in one stored session: it starts from `SESSION_SPREAD`, which counts as `SESSION_SPREAD_DOF`
-degrees of freedom, and is outvoted by what the stored sessions show.
+The ratios are of p10, or of the requests asked one behind the other (`pairs`), whichever leaves
+the smaller variance here. sigma is pooled over the launches within sessions. tau, the spread
+between sessions, is not visible in one stored session: it starts from `SESSION_SPREAD`, which
+counts as `SESSION_SPREAD_DOF` degrees of freedom, and is outvoted by what the stored sessions show.
 """
 
 from __future__ import annotations
@@ -25,14 +26,15 @@ from hpsbench.attribution import attribute, hit_rates_in_words, in_words
 from hpsbench.baselines import Baseline
 from hpsbench.config import GateConfig
 from hpsbench.measurements import Measurement, mean_hit_rates
+from hpsbench.ratios import STEADY, Statistic, ratios_of
 from hpsbench.session import NUMPY
 from hpsbench.stages import mean_profile
 from hpsbench.workload import Workload, changes
 
-#: Standard deviation of the log ratio between sessions before any was seen: p10, p50.
-SESSION_SPREAD = (0.015, 0.03)
+#: Standard deviation of the log ratio between sessions before any was seen.
+SESSION_SPREAD = {Statistic.P10: 0.015, Statistic.PAIRS: 0.015, Statistic.P50: 0.03}
 SESSION_SPREAD_DOF = 12
-#: A change of the median below this is noise, whatever `gate.noise_threshold` says of p10.
+#: A change of the median below this is noise, whatever `gate.noise_threshold` says.
 P50_NOISE_THRESHOLD = 0.10
 
 #: Where others use more of the CPUs, a change against NumPy says nothing: they take time from a
@@ -79,9 +81,8 @@ CROWDED_HINT = "see that nothing else runs on this machine, and measure again"
 class Verdict:
     """An outcome, in words and figures; fractions (0.03 is 3% slower), None where not compared.
 
-    `change` is of `statistic`, which is p10 but for some duets, `low` to `high` its confidence
-    interval, and `limit` what it must exceed to count. `text` says what was found and `hint` what
-    to do.
+    `change` is of `statistic`, p10 or pairs, `low` to `high` its confidence interval, and `limit`
+    what it must exceed to count. `text` says what was found and `hint` what to do.
     """
 
     outcome: Outcome
@@ -175,7 +176,7 @@ def judge(
     """Return the verdict on one measurement.
 
     `machine` is the class measured on, and `elsewhere` the classes that have a baseline if it
-    has none. The p50 can only worsen the p10's outcome, and beyond its own, wider limit.
+    has none. The p50 can only worsen the outcome, and beyond its own, wider limit.
     """
     name = candidate.benchmark
     unjudged = _unjudged(candidate, baseline, workload, machine, elsewhere)
@@ -191,41 +192,61 @@ def judge(
             f"{max(2, policy.min_launches)} each are needed",
             hint="raise load.launches, and run `hpsbench baseline update` if the baseline is short",
         )
-    p10, p50 = (
-        compare(
-            [getattr(launch, field) for launch in candidate.launches],
-            [[getattr(launch, field) for launch in run.launches] for run in baseline.runs],
-            confidence=policy.confidence,
-            noise_threshold=noise,
-            session_spread=spread,
-        )
-        for field, noise, spread in (
-            ("ratio_p10", policy.noise_threshold, SESSION_SPREAD[0]),
-            ("ratio_p50", max(policy.noise_threshold, P50_NOISE_THRESHOLD), SESSION_SPREAD[1]),
-        )
-    )
-    outcome = p10.outcome
+    judged, first = _steadiest(candidate, baseline, policy)
+    p50 = _change(candidate, baseline, policy, Statistic.P50)
+    assert p50 is not None
+    outcome = first.outcome
     if p50.outcome in (Outcome.REGRESSED, Outcome.INCONCLUSIVE):
         outcome = min(outcome, p50.outcome, key=_urgency)
     # Without it, the noisier a machine the easier to pass.
-    blind = outcome is Outcome.PASS and p10.margin > math.log1p(policy.widest_limit)
+    blind = outcome is Outcome.PASS and first.margin > math.log1p(policy.widest_limit)
     crowd = _crowd(candidate) if outcome in (Outcome.REGRESSED, Outcome.IMPROVED) else ""
     if blind or crowd:
         outcome = Outcome.INCONCLUSIVE
     return Verdict(
         outcome=outcome,
         benchmark=name,
-        text=_text(candidate, baseline, policy, p10, p50)
+        text=_text(candidate, baseline, policy, {judged: first, Statistic.P50: p50})
         + crowd
-        + _moved(candidate, baseline, outcome, p10)
+        + _moved(candidate, baseline, outcome, first)
         + _since(candidate, baseline, under_test),
         hint=CROWDED_HINT if crowd else BLIND_HINT if blind else HINTS.get(outcome, ""),
-        change=math.expm1(p10.value),
-        low=math.expm1(p10.value - p10.margin),
-        high=math.expm1(p10.value + p10.margin),
-        limit=math.expm1(p10.limit),
+        statistic=judged.value,
+        change=math.expm1(first.value),
+        low=math.expm1(first.value - first.margin),
+        high=math.expm1(first.value + first.margin),
+        limit=math.expm1(first.limit),
         change_p50=math.expm1(p50.value),
         limit_p50=math.expm1(p50.limit),
+    )
+
+
+def _steadiest(
+    candidate: Measurement, baseline: Baseline, policy: GateConfig
+) -> tuple[Statistic, Change]:
+    """Return the one of `STEADY` that tells the smallest change, and what it tells."""
+    found = {s: _change(candidate, baseline, policy, s) for s in STEADY}
+    known = {s: change for s, change in found.items() if change is not None}
+    steadiest = min(known, key=lambda s: known[s].margin)
+    return steadiest, known[steadiest]
+
+
+def _change(
+    candidate: Measurement, baseline: Baseline, policy: GateConfig, statistic: Statistic
+) -> Change | None:
+    """Return the change of a statistic; None where a launch of either side does not have it."""
+    launches = ratios_of(candidate.launches, statistic)
+    sessions = [ratios_of(run.launches, statistic) for run in baseline.runs]
+    stored = [session for session in sessions if session is not None]
+    if launches is None or len(stored) < len(sessions):
+        return None
+    widest_noise = P50_NOISE_THRESHOLD if statistic is Statistic.P50 else 0
+    return compare(
+        launches,
+        stored,
+        confidence=policy.confidence,
+        noise_threshold=max(policy.noise_threshold, widest_noise),
+        session_spread=SESSION_SPREAD[statistic],
     )
 
 
@@ -284,20 +305,24 @@ def _unjudged(
 
 
 def _text(
-    candidate: Measurement, baseline: Baseline, policy: GateConfig, p10: Change, p50: Change
+    candidate: Measurement,
+    baseline: Baseline,
+    policy: GateConfig,
+    changes_of: Mapping[Statistic, Change],
 ) -> str:
-    named = [("p10", p10), ("p50", p50)]
+    named = list(changes_of.items())
     # What decided stands first, and alone is given with its interval.
-    if _urgency(p50.outcome) < min(_urgency(p10.outcome), _urgency(Outcome.IMPROVED)):
+    steady, p50 = (_urgency(change.outcome) for change in changes_of.values())
+    if p50 < min(steady, _urgency(Outcome.IMPROVED)):
         named.reverse()
-    (name, first), (other_name, other) = named
+    (statistic, first), (other_statistic, other) = named
     low, high = first.value - first.margin, first.value + first.margin
     runs = len(baseline.runs)
     return (
-        f"{candidate.benchmark}: {name} {abs(math.expm1(first.value)):.1%} "
+        f"{candidate.benchmark}: {statistic.value} {abs(math.expm1(first.value)):.1%} "
         f"{'slower' if first.value > 0 else 'faster'} than its baseline (limit "
         f"{math.expm1(first.limit):.1%}, {policy.confidence:.0%} interval {_percent(low)} to "
-        f"{_percent(high)}), {other_name} {_percent(other.value)} (limit "
+        f"{_percent(high)}), {other_statistic.value} {_percent(other.value)} (limit "
         f"{math.expm1(other.limit):.1%}), as ratios to {candidate.reference}; "
         f"{len(candidate.launches)} launches against {baseline.num_launches} in "
         f"{runs} run{'s' if runs > 1 else ''} of {baseline.recorded_at[:10]}"
@@ -317,7 +342,7 @@ def _crowd(candidate: Measurement) -> str:
     )
 
 
-def _moved(candidate: Measurement, baseline: Baseline, outcome: Outcome, p10: Change) -> str:
+def _moved(candidate: Measurement, baseline: Baseline, outcome: Outcome, change: Change) -> str:
     """Return the stage that moved, and the tiers whose hit rates did, where both sides tell."""
     if outcome not in (Outcome.REGRESSED, Outcome.IMPROVED):
         return ""
@@ -325,7 +350,7 @@ def _moved(candidate: Measurement, baseline: Baseline, outcome: Outcome, p10: Ch
     before = mean_profile([run.stages for run in baseline.runs if run.stages is not None])
     after = candidate.stages
     if before is not None and after is not None:
-        told.append(in_words(attribute(before, after), math.expm1(p10.value)))
+        told.append(in_words(attribute(before, after), math.expm1(change.value)))
     stored = mean_hit_rates([run.hit_rates for run in baseline.runs])
     if stored and candidate.hit_rates:
         told.append(hit_rates_in_words(stored, candidate.hit_rates))

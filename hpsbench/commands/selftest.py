@@ -15,7 +15,7 @@ from pathlib import Path
 
 from hpsbench.config import ServerConfig, environment
 from hpsbench.duets.decision import DuetPolicy, judge_duet
-from hpsbench.duets.launches import Statistic, pooled
+from hpsbench.duets.launches import pooled
 from hpsbench.duets.pairs import NAMES
 from hpsbench.duets.resolution import (
     CONFIDENCE,
@@ -39,6 +39,7 @@ from hpsbench.duets.slowed import (
 from hpsbench.errors import BaselineError, ConfigError
 from hpsbench.gate import EXIT_NO_VERDICT, EXIT_PASSED
 from hpsbench.machine import this_machine
+from hpsbench.ratios import Statistic
 from hpsbench.report import resolution as report
 from hpsbench.servers.neighbours import noisy_neighbours
 from hpsbench.verdict import Outcome

@@ -11,8 +11,9 @@ from typing import Any
 
 from hpsbench import stats, storage
 from hpsbench.duets.decision import DuetPolicy
-from hpsbench.duets.launches import DuetSession, Statistic
+from hpsbench.duets.launches import DuetSession
 from hpsbench.errors import BaselineError
+from hpsbench.ratios import Statistic
 from hpsbench.runs import FOLDER as RUNS
 from hpsbench.verdict import Verdict
 

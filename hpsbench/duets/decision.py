@@ -17,7 +17,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from hpsbench.attribution import attribute_side_by_side, in_words
-from hpsbench.duets.launches import DuetSession, Statistic, pooled
+from hpsbench.duets.launches import DuetSession, pooled
+from hpsbench.ratios import Statistic
 from hpsbench.stages import mean_profile
 from hpsbench.verdict import P50_NOISE_THRESHOLD, Outcome, Verdict
 

@@ -1,10 +1,4 @@
-"""What a duet measured, and how far apart its two sides are: latencies in, log ratios out. Pure.
-
-Two statistics can tell small changes, and which one does depends on the machine. The fastest tenth
-of all requests is steady where disturbances come and go, for it has those that met none. Where the
-processor itself changes its speed from request to request, as beside other machines on the same
-cores, the fastest tenth is luck; requests of a pair, asked one behind the other, met the same.
-"""
+"""What a duet measured, and how far apart its two sides are: latencies in, log ratios out. Pure."""
 
 from __future__ import annotations
 
@@ -12,34 +6,12 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import Enum
 from functools import cached_property
 
 import numpy as np
 
-from hpsbench import stats
+from hpsbench.ratios import STEADY, Statistic, log_ratio
 from hpsbench.stages import StageProfile
-
-#: The share of pairs left out at either end, where one of the two was disturbed.
-TRIMMED = 0.2
-
-
-class Statistic(str, Enum):
-    """How two sides' latencies become one ratio.
-
-    A percentile's is that of both sides' percentiles. Of pairs it is the mean over the middle three
-    fifths of their log ratios.
-    """
-
-    P10 = "p10"
-    PAIRS = "pairs"
-    P50 = "p50"
-    P99 = "p99"
-
-
-#: Those that may tell a small change, the first where they are equally steady.
-STEADY = (Statistic.P10, Statistic.PAIRS)
-_PERCENTILES = {Statistic.P10: 10, Statistic.P50: 50, Statistic.P99: 99}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,10 +93,4 @@ def pooled(sessions: Sequence[DuetSession]) -> DuetSession:
 def _shift(launches: Sequence[DuetLaunch], statistic: Statistic) -> float:
     baseline_ns = np.concatenate([launch.baseline_ns for launch in launches])
     candidate_ns = np.concatenate([launch.candidate_ns for launch in launches])
-    if statistic is Statistic.PAIRS:
-        ratios = np.sort(np.log(candidate_ns) - np.log(baseline_ns))
-        trimmed = int(TRIMMED * len(ratios))
-        return float(ratios[trimmed : len(ratios) - trimmed].mean())
-    q = [_PERCENTILES[statistic]]
-    (candidate,), (baseline,) = (stats.percentiles_ns(x, q) for x in (candidate_ns, baseline_ns))
-    return math.log(candidate / baseline)
+    return log_ratio(candidate_ns, baseline_ns, statistic)

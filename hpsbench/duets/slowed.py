@@ -16,12 +16,13 @@ from hpsbench import stats
 from hpsbench.config import ServerConfig
 from hpsbench.duets.benchmarks import DuetBenchmark
 from hpsbench.duets.decision import BASELINE, CANDIDATE
-from hpsbench.duets.launches import DuetLaunch, DuetSession, Statistic
+from hpsbench.duets.launches import DuetLaunch, DuetSession
 from hpsbench.duets.pairs import NAMES, Contender, ServedPair, fresh_pair
 from hpsbench.duets.session import Pair
 from hpsbench.errors import ConfigError
 from hpsbench.load.client import Tensor
 from hpsbench.load.interleaved import Interleaved, ParticipantRun
+from hpsbench.ratios import Statistic
 from hpsbench.servers.triton import TritonServer
 
 #: What a request shall take, of which the model works most.

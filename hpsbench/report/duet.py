@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from hpsbench import stats
 from hpsbench.duets.benchmarks import DuetBenchmark
 from hpsbench.duets.decision import DuetPolicy
-from hpsbench.duets.launches import DuetSession, Statistic, pooled
+from hpsbench.duets.launches import DuetSession, pooled
 from hpsbench.duets.session import LaunchDone, SessionDone
+from hpsbench.ratios import Statistic
 from hpsbench.verdict import Verdict
 
 #: The columns of `figures`.

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 
 from hpsbench.duets.benchmarks import DuetBenchmark
 from hpsbench.duets.decision import DuetPolicy
-from hpsbench.duets.launches import Statistic
 from hpsbench.duets.session import LaunchDone, SessionDone
+from hpsbench.ratios import Statistic
 from hpsbench.report import notation
 from hpsbench.report.duet import FIGURES, figures, how
 from hpsbench.verdict import Verdict

@@ -11,7 +11,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from hpsbench.duets.decision import DuetPolicy, judge_duet, needs_confirmation
-from hpsbench.duets.launches import STEADY, DuetLaunch, DuetSession, Statistic, pooled
+from hpsbench.duets.launches import DuetLaunch, DuetSession, pooled
+from hpsbench.ratios import STEADY, Statistic
 from hpsbench.servers.traces import STAGES
 from hpsbench.stages import StageProfile, StageSummary
 from hpsbench.verdict import Outcome, Verdict

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from hpsbench.duets.decision import DuetPolicy, judge_duet, needs_confirmation
-from hpsbench.duets.launches import DuetLaunch, DuetSession, Statistic, pooled
+from hpsbench.duets.launches import DuetLaunch, DuetSession, pooled
+from hpsbench.ratios import Statistic
 from hpsbench.verdict import Outcome
 
 POLICY = DuetPolicy()

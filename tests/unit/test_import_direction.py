@@ -24,6 +24,7 @@ ROOMS = (
     ("load",),
     ("telemetry_host", "telemetry_gpu"),
     ("stats", "telemetry"),
+    ("ratios",),
     ("profiling",),
     ("stages", "load_curve"),
     ("attribution",),

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from hpsbench.config import GateConfig
 from hpsbench.measurements import Measurement
 from hpsbench.presets import load_suite
+from hpsbench.ratios import Statistic
 from hpsbench.telemetry import Telemetry
 from hpsbench.telemetry_host import HostTelemetry
 from hpsbench.verdict import (
@@ -268,7 +269,7 @@ def change(candidate: list[float], baseline: list[list[float]]) -> Change:
         baseline,
         confidence=0.99,
         noise_threshold=0.03,
-        session_spread=SESSION_SPREAD[0],
+        session_spread=SESSION_SPREAD[Statistic.P10],
     )
 
 

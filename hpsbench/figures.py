@@ -10,6 +10,7 @@ from hpsbench import stats
 from hpsbench.baselines import Baseline, BaselineRun
 from hpsbench.measurements import Measurement
 from hpsbench.published import COMPUTE_INFER, THROUGHPUT, PublishedTable
+from hpsbench.ratios import LaunchLike, Statistic, ratios_alike
 from hpsbench.runs import Result, Run
 from hpsbench.session import NUMPY
 from hpsbench.workload import Workload, split_row
@@ -183,12 +184,14 @@ def distribution(measurement: Measurement) -> tuple[float, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class LaunchRatios:
-    """p10 ratios of single launches, as changes (0.03 is 3% slower) from `center`.
+    """Ratios of single launches, as changes (0.03 is 3% slower) from `center`.
 
-    `center` is the baseline's typical ratio, or without a baseline (`stored` is empty) the run's
-    own. `limit` is the verdict's, None where there is nothing to set it off from.
+    They are of the `statistic` that was judged. `center` is the baseline's typical ratio, or
+    without a baseline (`stored` is empty) the run's own. `limit` is the verdict's, None where there
+    is nothing to set it off from.
     """
 
+    statistic: Statistic
     center: float
     own: tuple[float, ...]
     stored: tuple[float, ...]
@@ -197,12 +200,16 @@ class LaunchRatios:
 
 def launch_ratios(result: Result, baseline: Baseline | None) -> LaunchRatios | None:
     """Return the launches of a result beside its baseline's; None when it has no launch."""
-    own = [launch.ratio_p10 for launch in result.measurement.launches]
-    if not own:
+    launches = result.measurement.launches
+    if not launches:
         return None
-    sessions = [[launch.ratio_p10 for launch in run.launches] for run in _runs_of(baseline)]
+    statistic, (own, *sessions) = ratios_alike(
+        [launches, *(run.launches for run in _runs_of(baseline))],
+        Statistic(result.verdict.statistic),
+    )
     center = typical_ratio(sessions or [own])
     return LaunchRatios(
+        statistic=statistic,
         center=center,
         own=tuple(ratio / center - 1 for ratio in own),
         stored=tuple(ratio / center - 1 for session in sessions for ratio in session),
@@ -212,13 +219,28 @@ def launch_ratios(result: Result, baseline: Baseline | None) -> LaunchRatios | N
 
 @dataclass(frozen=True, kw_only=True)
 class HistoryPoint:
-    """One session of a benchmark; `change` is its p10 ratio against the median of all shown."""
+    """One session of a benchmark; `change` is its ratio against the median of all shown.
+
+    The `statistic` is what was judged of the newest, or p10 where not all have it.
+    """
 
     run_id: str
     recorded_at: str
     commit: str | None
+    statistic: Statistic
     ratio: float
     change: float
+    stored: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Session:
+    """What a history's point is made of."""
+
+    run_id: str
+    recorded_at: str
+    commit: str | None
+    launches: Sequence[LaunchLike]
     stored: bool
 
 
@@ -231,18 +253,17 @@ def history(
     the same class of machine, with the same workload and reference.
     """
     alike = [other for other in (*earlier, run) if other.machine.cls == run.machine.cls]
-    points: dict[str, dict[str, HistoryPoint]] = {}
+    sessions: dict[str, dict[str, _Session]] = {}
     measured_as: dict[str, tuple[str, Workload]] = {}
     for result in run.results:
         name = result.measurement.benchmark
         measured_as[name] = result.measurement.reference, run.workload_of(result)
-        points[name] = {
-            session.run_id: HistoryPoint(
+        sessions[name] = {
+            session.run_id: _Session(
                 run_id=session.run_id,
                 recorded_at=session.recorded_at,
                 commit=session.under_test.get("commit"),
-                ratio=typical_ratio([[launch.ratio_p10 for launch in session.launches]]),
-                change=0.0,
+                launches=session.launches,
                 stored=True,
             )
             for session in _runs_of(baselines.get(name))
@@ -250,30 +271,41 @@ def history(
     for other in alike:
         for result in other.results:
             m = result.measurement
-            known = points.get(m.benchmark)
+            known = sessions.get(m.benchmark)
             if known is None or not m.launches:
                 continue
             if (m.reference, other.workload_of(result)) != measured_as[m.benchmark]:
                 continue
             known.setdefault(
                 other.run_id,
-                HistoryPoint(
+                _Session(
                     run_id=other.run_id,
                     recorded_at=other.recorded_at,
                     commit=other.under_test.get("commit"),
-                    ratio=typical_ratio([[launch.ratio_p10 for launch in m.launches]]),
-                    change=0.0,
+                    launches=m.launches,
                     stored=False,
                 ),
             )
-    return {name: _centered(found.values()) for name, found in points.items() if found}
+    judged = {r.measurement.benchmark: Statistic(r.verdict.statistic) for r in run.results}
+    return {name: _points(of.values(), judged[name]) for name, of in sessions.items() if of}
 
 
-def _centered(points: Iterable[HistoryPoint]) -> tuple[HistoryPoint, ...]:
-    ordered = sorted(points, key=lambda point: (point.recorded_at, point.run_id))
-    center = median(point.ratio for point in ordered)
+def _points(sessions: Iterable[_Session], judged: Statistic) -> tuple[HistoryPoint, ...]:
+    ordered = sorted(sessions, key=lambda session: (session.recorded_at, session.run_id))
+    statistic, ratios = ratios_alike([session.launches for session in ordered], judged)
+    typical = [typical_ratio([of_session]) for of_session in ratios]
+    center = median(typical)
     return tuple(
-        HistoryPoint(**{**vars(point), "change": point.ratio / center - 1}) for point in ordered
+        HistoryPoint(
+            run_id=session.run_id,
+            recorded_at=session.recorded_at,
+            commit=session.commit,
+            statistic=statistic,
+            ratio=ratio,
+            change=ratio / center - 1,
+            stored=session.stored,
+        )
+        for session, ratio in zip(ordered, typical, strict=True)
     )
 
 

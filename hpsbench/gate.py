@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -64,6 +64,11 @@ class SessionGate:
     def run(self) -> Run:
         """The run as it began, without results."""
         return self._run
+
+    @property
+    def stored(self) -> Mapping[str, Baseline]:
+        """The baselines that it judges against, by benchmark."""
+        return self._baselines.here
 
     def resumed(self, recorded_at: str) -> None:
         """Note that the run goes on with an interrupted session that began then."""
@@ -171,6 +176,7 @@ def replay(
         batch_size=measurement.batch_size,
         reference=measurement.reference,
         outcome=verdict.outcome.value,
+        statistic=verdict.statistic,
         change=verdict.change,
         limit=verdict.limit,
         launches=[
@@ -178,6 +184,7 @@ def replay(
                 "p10_ns": launch.p10_ns,
                 "p50_ns": launch.p50_ns,
                 "ratio_p10": launch.ratio_p10,
+                "ratio_pairs": launch.ratio_pairs,
                 "ratio_p50": launch.ratio_p50,
                 "server": dataclasses.asdict(launch.server) if launch.server else None,
             }

@@ -244,9 +244,9 @@ def _launch(number: int, own: ParticipantRun, base: ParticipantRun) -> LaunchMea
 
 
 def _ratio_of_pairs(own: ParticipantRun, base: ParticipantRun) -> float | None:
-    if own.records.failed or base.records.failed:
-        return None  # which of the requests were asked one behind the other is not known then
     latencies_ns = own.records.latencies_ns, base.records.latencies_ns
+    if own.records.failed or base.records.failed or len({*map(len, latencies_ns)}) > 1:
+        return None  # which of the requests were asked one behind the other is not known then
     return round(math.exp(log_ratio(*latencies_ns, Statistic.PAIRS)), 6)
 
 

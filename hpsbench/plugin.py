@@ -25,6 +25,7 @@ from hpsbench.options import BenchOptions, add_options, require_hps_module, reso
 from hpsbench.report import files, html, markdown, terminal
 from hpsbench.report.contents import earlier_runs, gather
 from hpsbench.report.junit import verdict_properties
+from hpsbench.reproduction import side_by_side
 from hpsbench.session_fixtures import (  # noqa: F401  (pytest finds fixtures in a plugin's names)
     announce,
     open_checkpoint,
@@ -292,6 +293,7 @@ def pytest_terminal_summary(
         *terminal.closing_lines(
             state.run,
             strict=suite.gate.strict,
+            side_by_side=side_by_side(state.run, state.gate.stored) if state.gate else None,
             stored=_shown_path(state.run_path, config) if state.run_path else None,
             report=_shown_path(state.report_path, config) if state.report_path else None,
         ),

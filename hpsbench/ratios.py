@@ -9,7 +9,7 @@ cores, the fastest tenth is luck; requests of a pair, asked one behind the other
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from enum import Enum
 from typing import Protocol
 
@@ -40,8 +40,8 @@ STEADY = (Statistic.P10, Statistic.PAIRS)
 _PERCENTILES = {Statistic.P10: 10, Statistic.P50: 50, Statistic.P99: 99}
 
 
-class LaunchRatios(Protocol):
-    """What is kept of a launch: its ratios, that of pairs None where there were none to compare."""
+class LaunchLike(Protocol):
+    """A launch whose ratios are known, that of pairs None where requests could not be paired."""
 
     @property
     def ratio_p10(self) -> float: ...
@@ -69,12 +69,26 @@ def log_ratio(own_ns: npt.ArrayLike, other_ns: npt.ArrayLike, statistic: Statist
     return math.log(of_own / of_other)
 
 
-def ratios_of(launches: Iterable[LaunchRatios], statistic: Statistic) -> list[float] | None:
+def ratios_of(launches: Iterable[LaunchLike], statistic: Statistic) -> list[float] | None:
     """Return the ratio of each launch; None where one of them does not have it."""
-    fields = {
-        Statistic.P10: lambda launch: launch.ratio_p10,
-        Statistic.PAIRS: lambda launch: launch.ratio_pairs,
-        Statistic.P50: lambda launch: launch.ratio_p50,
-    }
-    found = [fields[statistic](launch) for launch in launches]
-    return None if None in found else found
+    found = [_ratio(launch, statistic) for launch in launches]
+    known = [ratio for ratio in found if ratio is not None]
+    return known if len(known) == len(found) else None
+
+
+def ratios_alike(
+    sessions: Iterable[Sequence[LaunchLike]], statistic: Statistic
+) -> tuple[Statistic, list[list[float]]]:
+    """Return the ratios of every session's launches, of p10 unless all have the `statistic`."""
+    sessions = list(sessions)
+    found = [ratios_of(launches, statistic) for launches in sessions]
+    known = [ratios for ratios in found if ratios is not None]
+    if len(known) == len(found):
+        return statistic, known
+    return Statistic.P10, [[launch.ratio_p10 for launch in launches] for launches in sessions]
+
+
+def _ratio(launch: LaunchLike, statistic: Statistic) -> float | None:
+    if statistic is Statistic.P10:
+        return launch.ratio_p10
+    return launch.ratio_pairs if statistic is Statistic.PAIRS else launch.ratio_p50

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import glob
 import secrets
-import shlex
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
 
 from hpsbench import storage
 from hpsbench.baselines import Baseline, BaselineLaunch, BaselineRun
@@ -19,9 +17,8 @@ from hpsbench.errors import BaselineError
 from hpsbench.load_curve import LoadCurve
 from hpsbench.machine import Machine
 from hpsbench.measurements import Measurement
-from hpsbench.presets import load_suite, preset_names
 from hpsbench.verdict import Verdict
-from hpsbench.workload import Workload, split_row, subject_settings, workload_of
+from hpsbench.workload import Workload, subject_settings, workload_of
 
 #: 2 added `stages`, 3 `ratio_pairs`; files without are read as before.
 SCHEMA_VERSION = 3
@@ -235,41 +232,3 @@ def combined(runs: Sequence[Run]) -> list[Baseline]:
             )
         joined[key] = Baseline(**{**vars(first), "runs": first.runs + baseline.runs})
     return list(joined.values())
-
-
-def reproduction(run: Run) -> str:
-    """Return the command that measures the same again, on as many launches.
-
-    A preset of the user's own is named as a file; its settings cannot be told from its fields.
-    """
-    tests = dict.fromkeys(result.test.partition("::")[0] for result in run.results)
-    measured = [result.measurement for result in run.results]
-    known = run.preset in preset_names()
-    words = ["pytest", *tests, "--preset", run.preset if known else f"{run.preset}.toml"]
-    rows = [split_row(m.variant) for m in measured]
-    words += ["--variants", ",".join(dict.fromkeys(variant for variant, _ in rows))]
-    settings = {**run.workload.settings, **run.under_test}
-    for workload in (r.workload for r in run.results if r.workload is not None):
-        settings = {**workload.settings, **settings}
-    settings["load.also_keys"] = list(dict.fromkeys(keys for _, keys in rows if keys))
-    settings["load.batch_sizes"] = list(dict.fromkeys(m.batch_size for m in measured))
-    settings["load.launches"] = max((len(m.launches) for m in measured), default=0)
-    if known:
-        of_preset = _settings_of(load_suite(run.preset))
-        # Some are named only where they are not the default.
-        servers = [name for name in run.under_test if name.startswith("servers.")]
-        for name in dict.fromkeys([*of_preset, *servers]):
-            if name in settings and str(settings[name]) != str(of_preset.get(name)):
-                text = str(settings[name])
-                text = text.lower() if text in ("True", "False") else text
-                words += ["--set", f"{name}={text}"]
-    return shlex.join(words)
-
-
-def _settings_of(suite: Suite) -> dict[str, Any]:
-    load = {
-        "load.batch_sizes": list(suite.load.batch_sizes),
-        "load.launches": suite.load.launches,
-        "load.also_keys": list(suite.load.also_keys),
-    }
-    return {**workload_of(suite).settings, **subject_settings(suite), **load}

@@ -1,15 +1,7 @@
 """Did a benchmark become slower? Pure: measurements and baselines in, a named outcome out.
 
-A launch is one observation, and launches of one session share a shift. So with m launches in the
-candidate's session and S stored sessions of k launches, the change of the mean log ratio has
-the variance
-
-    tau^2 * (1 + 1/S)  +  sigma^2 * (1/m + mean(1/k)/S)
-
-The ratios are of p10, or of the requests asked one behind the other (`pairs`), whichever leaves
-the smaller variance here. sigma is pooled over the launches within sessions. tau, the spread
-between sessions, is not visible in one stored session: it starts from `SESSION_SPREAD`, which
-counts as `SESSION_SPREAD_DOF` degrees of freedom, and is outvoted by what the stored sessions show.
+What is judged is the ratio to the reference, of p10 or of the requests asked one behind the other
+(`pairs`), whichever tells the smaller change here; and that of p50, which only may worsen it.
 """
 
 from __future__ import annotations
@@ -18,9 +10,7 @@ import enum
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean, median, variance
-
-from scipy.special import stdtrit
+from statistics import median
 
 from hpsbench.attribution import attribute, hit_rates_in_words, in_words
 from hpsbench.baselines import Baseline
@@ -28,12 +18,10 @@ from hpsbench.config import GateConfig
 from hpsbench.measurements import Measurement, mean_hit_rates
 from hpsbench.ratios import STEADY, Statistic, ratios_of
 from hpsbench.session import NUMPY
+from hpsbench.session_change import SESSION_SPREAD, Change, compare
 from hpsbench.stages import mean_profile
 from hpsbench.workload import Workload, changes
 
-#: Standard deviation of the log ratio between sessions before any was seen.
-SESSION_SPREAD = {Statistic.P10: 0.015, Statistic.PAIRS: 0.015, Statistic.P50: 0.03}
-SESSION_SPREAD_DOF = 12
 #: A change of the median below this is noise, whatever `gate.noise_threshold` says.
 P50_NOISE_THRESHOLD = 0.10
 
@@ -98,71 +86,6 @@ class Verdict:
     limit_p50: float | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Change:
-    """A change of the mean log ratio, and the half width of its interval; `noise` is a log too."""
-
-    value: float
-    margin: float
-    noise: float
-
-    @property
-    def limit(self) -> float:
-        return max(self.noise, self.margin)
-
-    @property
-    def outcome(self) -> Outcome:
-        """REGRESSED and IMPROVED beyond the limit; INCONCLUSIVE if slower by more than noise."""
-        if self.value > self.limit:
-            return Outcome.REGRESSED
-        if self.value < -self.limit:
-            return Outcome.IMPROVED
-        if self.value > self.noise:
-            return Outcome.INCONCLUSIVE
-        return Outcome.PASS
-
-
-def compare(
-    candidate: Sequence[float],
-    baseline: Sequence[Sequence[float]],
-    *,
-    confidence: float,
-    noise_threshold: float,
-    session_spread: float,
-) -> Change:
-    """Return the change from `baseline` (ratios of launches, by session) to `candidate`'s ratios.
-
-    Raises ValueError unless some session, or the candidate, has two launches.
-    """
-    sessions = [[math.log(r) for r in session] for session in baseline]
-    launches = [math.log(r) for r in candidate]
-    means = [fmean(s) for s in sessions]
-    num_sessions = len(sessions)
-
-    within = [s for s in (*sessions, launches) if len(s) > 1]
-    launch_dof = sum(len(s) - 1 for s in within)
-    if not launch_dof:
-        raise ValueError("no session has two launches, so their spread is unknown")
-    launch_var = sum(variance(s) * (len(s) - 1) for s in within) / launch_dof
-
-    inverse_launches = fmean(1 / len(s) for s in sessions)
-    session_dof = SESSION_SPREAD_DOF + num_sessions - 1
-    session_var = session_spread**2 * SESSION_SPREAD_DOF
-    if num_sessions > 1:
-        seen = max(0.0, variance(means) - launch_var * inverse_launches)
-        session_var += seen * (num_sessions - 1)
-    session_var /= session_dof
-
-    between = session_var * (1 + 1 / num_sessions)
-    inside = launch_var * (1 / len(launches) + inverse_launches / num_sessions)
-    # Satterthwaite: the degrees of freedom of a sum of two estimated variances.
-    dof = (between + inside) ** 2 / (between**2 / session_dof + inside**2 / launch_dof)
-    margin = float(stdtrit(dof, (1 + confidence) / 2)) * math.sqrt(between + inside)
-    return Change(
-        value=fmean(launches) - fmean(means), margin=margin, noise=math.log1p(noise_threshold)
-    )
-
-
 def judge(
     candidate: Measurement,
     baseline: Baseline | None,
@@ -195,9 +118,9 @@ def judge(
     judged, first = _steadiest(candidate, baseline, policy)
     p50 = _change(candidate, baseline, policy, Statistic.P50)
     assert p50 is not None
-    outcome = first.outcome
-    if p50.outcome in (Outcome.REGRESSED, Outcome.INCONCLUSIVE):
-        outcome = min(outcome, p50.outcome, key=_urgency)
+    outcome = _outcome(first)
+    if _outcome(p50) in (Outcome.REGRESSED, Outcome.INCONCLUSIVE):
+        outcome = min(outcome, _outcome(p50), key=_urgency)
     # Without it, the noisier a machine the easier to pass.
     blind = outcome is Outcome.PASS and first.margin > math.log1p(policy.widest_limit)
     crowd = _crowd(candidate) if outcome in (Outcome.REGRESSED, Outcome.IMPROVED) else ""
@@ -213,12 +136,21 @@ def judge(
         hint=CROWDED_HINT if crowd else BLIND_HINT if blind else HINTS.get(outcome, ""),
         statistic=judged.value,
         change=math.expm1(first.value),
-        low=math.expm1(first.value - first.margin),
-        high=math.expm1(first.value + first.margin),
+        low=math.expm1(first.low),
+        high=math.expm1(first.high),
         limit=math.expm1(first.limit),
         change_p50=math.expm1(p50.value),
         limit_p50=math.expm1(p50.limit),
     )
+
+
+def _outcome(change: Change) -> Outcome:
+    """Beyond the limit REGRESSED or IMPROVED; INCONCLUSIVE if slower by more than noise."""
+    if change.value > change.limit:
+        return Outcome.REGRESSED
+    if change.value < -change.limit:
+        return Outcome.IMPROVED
+    return Outcome.INCONCLUSIVE if change.value > change.noise else Outcome.PASS
 
 
 def _steadiest(
@@ -312,11 +244,11 @@ def _text(
 ) -> str:
     named = list(changes_of.items())
     # What decided stands first, and alone is given with its interval.
-    steady, p50 = (_urgency(change.outcome) for change in changes_of.values())
+    steady, p50 = (_urgency(_outcome(change)) for change in changes_of.values())
     if p50 < min(steady, _urgency(Outcome.IMPROVED)):
         named.reverse()
     (statistic, first), (other_statistic, other) = named
-    low, high = first.value - first.margin, first.value + first.margin
+    low, high = first.low, first.high
     runs = len(baseline.runs)
     return (
         f"{candidate.benchmark}: {statistic.value} {abs(math.expm1(first.value)):.1%} "

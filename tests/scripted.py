@@ -16,6 +16,8 @@ from hpsbench.verdict import Verdict, judge
 from hpsbench.workload import subject_settings, workload_of
 
 STEADY = (1.0, 1.008, 0.994, 1.002)
+#: Where the fastest tenth is luck, and whoever is asked one behind the other meets the same.
+LUCK, EVEN = (0.93, 1.08, 0.96, 1.05), (1.002, 0.998, 1.001, 0.999)
 
 
 def measurement(
@@ -25,12 +27,16 @@ def measurement(
     slowdown: float = 1.0,
     slowdown_p50: float | None = None,
     launches: Sequence[float] = STEADY,
+    pairs: Sequence[float] | None = None,
     preset: str = "smoke",
     reference_ns: int = 1_000_000,
     requests: int = 20,
     invalid: str | None = None,
 ) -> Measurement:
-    """Return a measurement whose launches have the ratios `launches`, each times `slowdown`."""
+    """Return a measurement whose launches have the ratios `launches`, each times `slowdown`.
+
+    Their requests make the ratios `pairs`, times the same, or cannot be paired.
+    """
     reference = kind_of(load_suite(preset)).reference if preset in preset_names() else "native_tf"
     return Measurement(
         benchmark=f"{preset}-{variant}-b{batch_size}",
@@ -44,8 +50,11 @@ def measurement(
                 p50_ns=round(reference_ns * 1.1 * ratio * (slowdown_p50 or slowdown)),
                 reference_ns=reference_ns,
                 requests=requests,
+                ratio_pairs=None if of_pairs is None else of_pairs * slowdown,
             )
-            for number, ratio in enumerate(launches, start=1)
+            for number, (ratio, of_pairs) in enumerate(
+                zip(launches, pairs or [None] * len(launches), strict=True), start=1
+            )
         ),
         invalid=invalid,
         interleaved_with=(reference,),
@@ -53,7 +62,13 @@ def measurement(
 
 
 def _launch(
-    number: int, *, p10_ns: int, p50_ns: int, reference_ns: int, requests: int
+    number: int,
+    *,
+    p10_ns: int,
+    p50_ns: int,
+    reference_ns: int,
+    requests: int,
+    ratio_pairs: float | None,
 ) -> LaunchMeasurement:
     tenth = max(1, requests // 10)
     latencies_ns = (p10_ns,) * tenth + (p50_ns,) * (requests - tenth)
@@ -72,6 +87,7 @@ def _launch(
             compute_infer_ns=round(p10_ns * 0.8),
             compute_output_ns=10_000,
         ),
+        ratio_pairs=ratio_pairs,
     )
 
 

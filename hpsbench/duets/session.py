@@ -17,7 +17,13 @@ from hpsbench.duets.benchmarks import DuetBenchmark
 from hpsbench.duets.decision import BASELINE, CANDIDATE, DuetPolicy, needs_confirmation
 from hpsbench.duets.launches import DuetLaunch, DuetSession
 from hpsbench.errors import RequestError, ServerDied, ServerError
-from hpsbench.load.interleaved import Interleaved, Participant, ParticipantRun, look_for_death
+from hpsbench.load.interleaved import (
+    Interleaved,
+    Participant,
+    ParticipantRun,
+    look_for_death,
+    no_garbage_collection,
+)
 from hpsbench.measurements import observe
 from hpsbench.session import run_participants
 from hpsbench.stages import profile
@@ -159,7 +165,8 @@ class _Session(Generic[P]):
         while waiting:
             number = (self._number - 1) * self._policy.launches + launch
             try:
-                with self._pair(number) as launched:
+                # Once for all of a launch: a collection takes as long as ten requests.
+                with self._pair(number) as launched, no_garbage_collection():
                     self._examine_all(launched, waiting)
                     while waiting:
                         benchmark = waiting.pop(0)

@@ -160,7 +160,7 @@ def _latency(
 def launch_spread(
     launches: Mapping[tuple[str, int], LaunchRatios], variants: Sequence[str]
 ) -> list[Element]:
-    """Return a panel per batch size: each launch's p10 ratio as a change from the baseline's."""
+    """Return a panel per batch size: each launch's ratio as a change from the baseline's."""
     widest = change_span(
         abs(change)
         for ratios in launches.values()
@@ -170,7 +170,7 @@ def launch_spread(
     for place_name, rows in _by_batch_size(launches, variants).items():
         frame, marks = rows_frame(len(rows))
         x = linear_scale(-widest, widest, frame.left, frame.right)
-        marks += x_axis(frame, x, percent_ticks(widest), "change of p10 ratio, one dot a launch")
+        marks += x_axis(frame, x, percent_ticks(widest), "change of the ratio, one dot a launch")
         for number, (variant, ratios) in enumerate(rows):
             middle = frame.top + (number + 0.5) * ROW
             place = place_of(variant, variants)
@@ -187,11 +187,11 @@ def launch_spread(
             ):
                 for launch, change in enumerate(changes, start=1):
                     tip = f"{variant}, {'baseline' if kind == 'stored' else 'this run'}, "
-                    tip += f"launch {launch}: {notation.change(change)}"
+                    tip += f"launch {launch}: {ratios.statistic.value} {notation.change(change)}"
                     drawn = x(max(-widest, min(widest, change)))
                     marks.append(marker(place, drawn, at, 3.6, class_=f"{kind} v{place}", tip=tip))
         title = f"Batch {place_name}"
-        text = f"p10 ratios of launches at batch size {place_name}, as changes from the baseline"
+        text = f"ratios of launches at batch size {place_name}, as changes from the baseline"
         panels.append(panel(title, text, frame.bottom + 42, marks))
     return panels
 
@@ -259,7 +259,7 @@ def stage_bars(stages: Mapping[tuple[str, int], Stages], variants: Sequence[str]
 def histories(
     points: Mapping[tuple[str, int], Sequence[HistoryPoint]], variants: Sequence[str]
 ) -> list[Element]:
-    """Return a panel per batch size: each session's p10 ratio as a change from their median."""
+    """Return a panel per batch size: each session's ratio as a change from their median."""
     panels = []
     height = 250.0
     widest = change_span(abs(point.change) for line in points.values() for point in line)
@@ -274,7 +274,7 @@ def histories(
         y = linear_scale(-widest, widest, frame.bottom, frame.top)
         ticks = [(places[point.run_id], _session_name(point)) for point in ordered]
         marks = [
-            *y_axis(frame, y, percent_ticks(widest), "change of p10 ratio from the median"),
+            *y_axis(frame, y, percent_ticks(widest), "change of the ratio from the median"),
             *x_axis(frame, x, ticks, "session, the newest to the right"),
             line(frame.left, y(0), frame.right, y(0), class_="zero"),
         ]
@@ -287,11 +287,10 @@ def histories(
             for point, at in zip(of_variant, drawn, strict=True):
                 kind = "stored" if point.stored else "dot"
                 tip = f"{variant}, {point.recorded_at}, {point.commit or 'no commit'}: "
-                tip += f"ratio {notation.ratio(point.ratio)}, {notation.change(point.change)}"
+                tip += f"{point.statistic.value} ratio {notation.ratio(point.ratio)}, "
+                tip += notation.change(point.change)
                 marks.append(marker(place, *at, 3.8, class_=f"{kind} v{place}", tip=tip))
-        text = (
-            f"p10 ratios of the sessions at batch size {place_name}, as changes from their median"
-        )
+        text = f"ratios of the sessions at batch size {place_name}, as changes from their median"
         panels.append(panel(f"Batch {place_name}", text, height, marks))
     return panels
 

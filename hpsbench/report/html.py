@@ -24,6 +24,7 @@ from hpsbench.report.tables import (
     stage_table,
     verdict_group,
 )
+from hpsbench.reproduction import CODE_OR_MACHINE, side_by_side
 from hpsbench.runs import LoadMeasurement, Run
 from hpsbench.workload import split_row
 
@@ -159,13 +160,18 @@ def _verdicts(contents: Contents) -> list[Content]:
     span = forest_span(run.verdicts)
     lead: list[Content] = []
     if any(v.change is not None for v in run.verdicts):
-        text = "Changes are of the p10 latency as a ratio to the reference that ran interleaved on "
-        text += "the same servers; more is slower. The band is the limit that a change must leave "
-        text += "to count, and the bar its confidence interval."
+        text = "Changes are of the latency as a ratio to the reference that ran interleaved on "
+        text += "the same servers, of p10 or of pairs (requests asked one behind the other), "
+        text += "whichever was steadier; more is slower. The band is the limit that a change must "
+        text += "leave to count, and the bar its confidence interval."
         lead.append(_lead(text))
     if since:
         arrowed = since.replace(" -> ", f" {notation.ARROW} ")
         lead.append(_lead(f"Changed since their baselines: {arrowed}."))
+    command = side_by_side(run, contents.baselines)
+    if command is not None:
+        lead.append(_lead(f"{CODE_OR_MACHINE}, this tells, which asks both commits in turn:"))
+        lead.append(element("pre", element("code", command), tabindex=0))
     return [*lead, *(verdict_group(outcome, group, span) for outcome, group in groups.items())]
 
 

@@ -8,10 +8,11 @@ from hpsbench import figures
 from hpsbench.duets.comparisons import ComparedBenchmark, StoredComparison
 from hpsbench.report import notation
 from hpsbench.report.contents import Contents
+from hpsbench.reproduction import CODE_OR_MACHINE, side_by_side
 from hpsbench.runs import Run
 from hpsbench.verdict import Outcome, Verdict
 
-_VERDICT_NAMES = ("outcome", "benchmark", "p10 change", "interval", "limit")
+_VERDICT_NAMES = ("outcome", "benchmark", "judged", "change", "interval", "limit")
 _DUET_NAMES = ("outcome", "benchmark", "judged", "change", "limit", "p50 change", "limit")
 _FIGURE_NAMES = ("batch", "variant", "p50, ms", "p10, ms", "infer, ms", "k samples/s")
 
@@ -39,6 +40,9 @@ def summary(contents: Contents) -> str:
                 lines.append(f"  - {', '.join(f'`{name}`' for name in names)}: {_escaped(text)}")
     if since:
         lines.append(f"- Changed since their baselines: {_escaped(since)}")
+    command = side_by_side(run, contents.baselines)
+    if command is not None:
+        lines.append(f"- {CODE_OR_MACHINE}: `{command}`")
     if groups or since:
         lines.append("")
     if passed:
@@ -118,13 +122,14 @@ def _verdict_table(verdicts: Sequence[Verdict]) -> list[str]:
         (
             f"**{v.outcome.value}**" if v.outcome is Outcome.REGRESSED else v.outcome.value,
             f"`{v.benchmark}`",
+            v.statistic,
             notation.change(v.change),
             notation.interval(v.low, v.high),
             notation.limit(v.limit),
         )
         for v in verdicts
     ]
-    return _table(_VERDICT_NAMES, rows, left=2)
+    return _table(_VERDICT_NAMES, rows, left=3)
 
 
 def _figure_rows(run: Run) -> Iterable[tuple[str, ...]]:

@@ -6,8 +6,9 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import median
 
-from hpsbench.baselines import Baseline
+from hpsbench.baselines import Baseline, BaselineLaunch
 from hpsbench.figures import typical_ratio
+from hpsbench.ratios import Statistic, ratios_of
 from hpsbench.verdict import Verdict
 from hpsbench.workload import changes
 
@@ -42,6 +43,7 @@ def details(baseline: Baseline) -> list[str]:
         lines += [
             f"  run {run.run_id} of {run.recorded_at}",
             "    p10 ratios " + ", ".join(f"{launch.ratio_p10:.3f}" for launch in run.launches),
+            *_pair_ratios(run.launches),
             "    p50 ratios " + ", ".join(f"{launch.ratio_p50:.3f}" for launch in run.launches),
             f"    under test: {_settings(run.under_test)}",
             f"    machine: {_settings(run.fingerprint)}",
@@ -85,6 +87,11 @@ def difference(
     if missing:
         lines.append(f"stored, and not in this run: {', '.join(missing)}")
     return lines
+
+
+def _pair_ratios(launches: Sequence[BaselineLaunch]) -> list[str]:
+    ratios = ratios_of(launches, Statistic.PAIRS)
+    return [] if ratios is None else ["    pair ratios " + ", ".join(f"{r:.3f}" for r in ratios)]
 
 
 def _ratio(baseline: Baseline) -> float:

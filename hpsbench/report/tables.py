@@ -10,7 +10,8 @@ from hpsbench.report import charts, notation
 from hpsbench.report.contents import ACCEPTED_HINT, Contents
 from hpsbench.report.elements import Content, Element, element
 from hpsbench.report.forest import forest, forest_scale
-from hpsbench.runs import Run, reproduction
+from hpsbench.reproduction import reproduction
+from hpsbench.runs import Run
 from hpsbench.stages import StageProfile
 from hpsbench.verdict import Outcome, Verdict
 
@@ -57,12 +58,12 @@ def _verdict_listing(verdicts: Sequence[Verdict], span: float) -> Element:
 
 
 def _verdict_table(verdicts: Sequence[Verdict], span: float) -> Element:
-    names = ("benchmark", "p10 change", "interval", "limit", "p50 change")
+    names = ("benchmark", "change", "interval", "limit", "p50 change")
     rows = []
     for verdict in verdicts:
         p50 = f"{notation.change(verdict.change_p50)}, limit {notation.limit(verdict.limit_p50)}"
         texts = (
-            notation.change(verdict.change),
+            f"{verdict.statistic} {notation.change(verdict.change)}",
             notation.interval(verdict.low, verdict.high),
             notation.limit(verdict.limit),
             p50 if verdict.change_p50 is not None else notation.DASH,

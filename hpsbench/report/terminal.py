@@ -10,6 +10,7 @@ from itertools import groupby
 
 from hpsbench.figures import Figures, figures, in_order, reference_of_run
 from hpsbench.report import load, notation
+from hpsbench.reproduction import CODE_OR_MACHINE
 from hpsbench.runs import Run
 from hpsbench.session import Progress
 from hpsbench.verdict import Outcome, Verdict
@@ -135,9 +136,13 @@ def load_lines(run: Run) -> list[Line]:
     return lines
 
 
-def closing_lines(run: Run, *, strict: bool, stored: str | None, report: str | None) -> list[Line]:
-    """Return what the verdicts mean for the exit status, and where run and report are stored."""
+def closing_lines(
+    run: Run, *, strict: bool, side_by_side: str | None, stored: str | None, report: str | None
+) -> list[Line]:
+    """Return what the verdicts mean for the exit status, what to run next, and what is stored."""
     lines = []
+    if side_by_side is not None:
+        lines += [Line(text=f"{CODE_OR_MACHINE}:"), Line(text=f"  {side_by_side}")]
     undecided = sum(not v.outcome.decided for v in run.verdicts)
     if undecided and strict:
         text = f"{undecided} without a verdict: exit status 10, unless a test failed"
@@ -220,7 +225,7 @@ def _shared(verdicts: Iterable[Verdict]) -> Iterable[tuple[str, list[str]]]:
 
 def _said(verdict: Verdict) -> str:
     if verdict.outcome is Outcome.PASS and verdict.change is not None:
-        return f"p10 {verdict.change:+.1%} (limit {verdict.limit:.1%})"
+        return f"{verdict.statistic} {verdict.change:+.1%} (limit {verdict.limit:.1%})"
     return verdict.text.removeprefix(f"{verdict.benchmark}: ")
 
 

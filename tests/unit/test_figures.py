@@ -12,12 +12,13 @@ from hpsbench.errors import ReportError
 from hpsbench.figures import PERCENTILES, Figures
 from hpsbench.measurements import ServerTimes
 from hpsbench.published import COMPUTE_INFER, THROUGHPUT
+from hpsbench.ratios import Statistic
 from hpsbench.report import files
 from hpsbench.report.contents import MOST_EARLIER, earlier_runs, gather
-from hpsbench.runs import Run, combined, reproduction
+from hpsbench.runs import Run, combined
 from hpsbench.workload import Workload
-from tests.scripted import baseline_of, measurement, run_of, verdict
-from tests.scripted_report import BASELINES_FOLDER, sample_run
+from tests.scripted import EVEN, LUCK, baseline_of, measurement, run_of, verdict
+from tests.scripted_report import BASELINES_FOLDER
 
 
 def run_at(number: int, *measurements: object, **changes: object) -> Run:
@@ -154,6 +155,34 @@ def test_a_history_joins_baselines_and_runs_once_each_in_time() -> None:
     assert [p.change for p in line] == pytest.approx([-0.5, 0, 1], abs=1e-3)
 
 
+def test_what_was_judged_is_what_charts_show() -> None:
+    stored = baseline_of(measurement(launches=LUCK, pairs=EVEN))
+    measured = measurement(launches=LUCK, pairs=[1.02 * ratio for ratio in EVEN])
+    run = run_at(9, measured)
+    judged = dataclasses.replace(run.results[0], verdict=verdict(measured, stored))
+    ratios = figures.launch_ratios(judged, stored)
+    assert ratios is not None
+    assert ratios.statistic is Statistic.PAIRS
+    assert ratios.own == pytest.approx([1.02 * ratio - 1 for ratio in EVEN], abs=1e-5)
+    run = dataclasses.replace(run, results=(judged,))
+    (line,) = figures.history(run, [], {stored.benchmark: stored}).values()
+    assert [(point.statistic, round(point.ratio, 3)) for point in line] == [
+        (Statistic.PAIRS, 1.0),
+        (Statistic.PAIRS, 1.02),
+    ]
+
+
+def test_a_history_that_reaches_back_before_pairs_is_of_p10() -> None:
+    measured = measurement(launches=LUCK, pairs=EVEN)
+    stored = baseline_of(measured)
+    run = run_at(9, measured)
+    judged = dataclasses.replace(run.results[0], verdict=verdict(measured, stored))
+    before = run_at(1, measurement(launches=LUCK))
+    run = dataclasses.replace(run, results=(judged,))
+    (line,) = figures.history(run, [before], {stored.benchmark: stored}).values()
+    assert {point.statistic for point in line} == {Statistic.P10}
+
+
 def test_ratios_to_another_reference_are_no_history() -> None:
     other = dataclasses.replace(measurement(), reference="hps_ensemble")
     (line,) = figures.history(run_at(2, measurement()), [run_at(1, other)], {}).values()
@@ -194,41 +223,6 @@ def test_earlier_runs_are_the_newest_that_can_be_read(tmp_path: Path) -> None:
     (tmp_path / f"{saved[-3].run_id}.json").write_text("{")
     found = [run.run_id for run in earlier_runs(tmp_path, saved[-1])]
     assert found == [run.run_id for run in (*saved[2:-3], saved[-2])]
-
-
-def test_the_command_of_a_run_measures_it_again() -> None:
-    run = sample_run()
-    run = dataclasses.replace(
-        run,
-        preset="laptop",
-        under_test={
-            **run.under_test,
-            "hps.gpucache": "False",
-            "servers.tensor_float_32": "True",
-            "servers.xla": "True",
-        },
-        workload=Workload(settings={**run.workload.settings, "tables.num_embeddings": 1_000_000}),
-    )
-    batch_sizes_as_in_the_preset = "load.batch_sizes" not in reproduction(run)
-    assert batch_sizes_as_in_the_preset
-    assert reproduction(run) == (
-        "pytest tests/test_it.py --preset laptop --variants native_tf,native_tf_hybrid,hps_tf,"
-        "hps_ensemble,hps_onnx_fp32,hps_onnx_fp16 --set hps.gpucache=false "
-        "--set 'load.also_keys=['\"'\"'zipf'\"'\"']' --set servers.xla=true"
-    )
-
-
-def test_the_command_quotes_lists_and_counts_launches() -> None:
-    run = run_of(measurement("native_tf", 32, launches=(1.0, 1.0, 1.0)))
-    assert reproduction(run) == (
-        "pytest tests/test_it.py --preset smoke --variants native_tf "
-        "--set 'load.batch_sizes=[32]' --set load.launches=3"
-    )
-
-
-def test_a_preset_of_the_users_own_is_named_as_a_file() -> None:
-    run = dataclasses.replace(run_of(measurement("native_tf")), preset="mine")
-    assert "--preset mine.toml" in reproduction(run)
 
 
 def test_a_report_goes_where_it_is_asked_to(tmp_path: Path) -> None:

@@ -78,11 +78,28 @@ def test_a_launch_is_percentiles_and_their_ratio_to_the_reference() -> None:
     first, second = measurement.launches
     assert (first.launch, first.p10_ns, first.p50_ns, first.mean_ns) == (1, 110, 150, 150)
     assert (first.ratio_p10, first.ratio_p50) == pytest.approx((1.1, 1.0))
+    assert first.ratio_pairs is None  # not as many as of the reference
     assert first.latencies_ns == tuple(range(100, 201))
     assert first.server is None
     assert (second.launch, second.ratio_p10) == (2, 3.0)
     assert measurement.invalid is None
     assert measurement.interleaved_with == ("native_tf",)
+
+
+def test_requests_asked_one_behind_the_other_are_paired() -> None:
+    own = run("hps_tf", records([110, 210, 330, 440, 5000]))
+    reference = run("native_tf", records([100, 200, 300, 400, 500]))
+    (launch,) = measured([own, reference]).launches
+    # The mean of the middle three of the log ratios: 1.05, 1.1, 1.1, 1.1 and 10.
+    assert launch.ratio_pairs == pytest.approx(1.1, abs=1e-5)
+    assert launch.ratio_p10 == pytest.approx(150 / 140)
+
+
+def test_requests_around_a_failed_one_are_not_paired() -> None:
+    own = run("hps_tf", records([110, 210, 330, 440], failed=1))
+    reference = run("native_tf", records([100, 200, 300, 400]))
+    (launch,) = measured([own, reference]).launches
+    assert launch.ratio_pairs is None
 
 
 def test_an_ensembles_steps_add_up_and_rounds_weigh_by_their_requests() -> None:

@@ -157,14 +157,19 @@ def test_the_closing_lines_say_where_the_run_is_and_what_the_exit_status_means(
     strict: bool,
 ) -> None:
     run = run_of(measurement())
-    lines = [
-        line.text
-        for line in closing_lines(run, strict=strict, stored="runs/x.json", report="report.html")
-    ]
+    closing = closing_lines(
+        run,
+        strict=strict,
+        side_by_side="hpsbench compare --baseline a --candidate b",
+        stored="runs/x.json",
+        report="report.html",
+    )
     meaning = (
         "exit status 10, unless a test failed" if strict else "exit status 10 with --strict-gate"
     )
-    assert lines == [
+    assert [line.text for line in closing] == [
+        "Whether it is the code or the machine:",
+        "  hpsbench compare --baseline a --candidate b",
         f"1 without a verdict: {meaning}",
         "run stored in runs/x.json; see `hpsbench baseline diff`",
         "report: report.html",

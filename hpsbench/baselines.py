@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import filelock
@@ -21,6 +22,8 @@ from hpsbench.errors import BaselineError
 from hpsbench.stages import StageProfile
 from hpsbench.workload import Workload
 
+#: Runs begun closer to each other than this met the machine in one state.
+SAME_OCCASION = timedelta(hours=1)
 #: 2 added `stages`, 3 `hit_rates`, 4 `ratio_pairs`; files without are read as before.
 SCHEMA_VERSION = 4
 RESTORE_HINT = "restore the file from git, or delete it and run `hpsbench baseline update`"
@@ -70,6 +73,7 @@ class BaselineRun:
     def __post_init__(self) -> None:
         if not self.launches:
             raise ValueError("a run without launches")
+        _time(self.recorded_at)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +97,22 @@ class Baseline:
     @property
     def num_launches(self) -> int:
         return sum(len(run.launches) for run in self.runs)
+
+    @property
+    def occasions(self) -> list[list[BaselineRun]]:
+        """The runs by when they were measured, those of `SAME_OCCASION` together, oldest first.
+
+        A machine's neighbours, clock and temperature change over hours, not between one run and the
+        next: many in a row tell no more of it than one.
+        """
+        occasions: list[list[BaselineRun]] = []
+        for run in sorted(self.runs, key=lambda run: run.recorded_at):
+            last = occasions[-1][-1].recorded_at if occasions else None
+            if last and _time(run.recorded_at) - _time(last) < SAME_OCCASION:
+                occasions[-1].append(run)
+            else:
+                occasions.append([run])
+        return occasions
 
     @property
     def recorded_at(self) -> str:
@@ -227,6 +247,10 @@ def _explained(folder: Path) -> Iterator[None]:
             f"cannot write baselines in {folder}: {error.strerror or error}",
             hint="make the folder writable, or name another with --baselines DIR",
         ) from error
+
+
+def _time(recorded_at: str) -> datetime:
+    return datetime.strptime(recorded_at, "%Y-%m-%dT%H:%M:%SZ")
 
 
 def _files(folder: Path) -> list[Path]:

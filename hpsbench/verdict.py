@@ -168,7 +168,10 @@ def _change(
 ) -> Change | None:
     """Return the change of a statistic; None where a launch of either side does not have it."""
     launches = ratios_of(candidate.launches, statistic)
-    sessions = [ratios_of(run.launches, statistic) for run in baseline.runs]
+    sessions = [
+        ratios_of((launch for run in occasion for launch in run.launches), statistic)
+        for occasion in baseline.occasions
+    ]
     stored = [session for session in sessions if session is not None]
     if launches is None or len(stored) < len(sessions):
         return None

@@ -97,13 +97,14 @@ MACHINE = Machine(
 
 
 def run_of(
-    *measurements: Measurement, run_id: str = "20260102T030405Z-aaaaaa", machine: Machine = MACHINE
+    *measurements: Measurement,
+    run_id: str = "20260102T030405Z-aaaaaa",
+    recorded_at: str = "2026-01-02T03:04:05Z",
+    machine: Machine = MACHINE,
 ) -> Run:
     """Return the run of a smoke session that measured these, found nothing to compare with."""
     suite = load_suite("smoke")
-    run = dataclasses.replace(
-        new_run(suite, machine), run_id=run_id, recorded_at="2026-01-02T03:04:05Z"
-    )
+    run = dataclasses.replace(new_run(suite, machine), run_id=run_id, recorded_at=recorded_at)
     results = [
         Result(test=f"tests/test_it.py::test_it[{m.benchmark}]", measurement=m, verdict=verdict(m))
         for m in measurements
@@ -111,9 +112,18 @@ def run_of(
     return dataclasses.replace(run, results=tuple(results))
 
 
-def baseline_of(*sessions: Measurement) -> Baseline:
-    """Return the baseline of one benchmark, measured in these sessions."""
-    runs = [run_of(m, run_id=f"20260102T030405Z-{i:06}") for i, m in enumerate(sessions)]
+def baseline_of(*sessions: Measurement, minutes_apart: int = 120) -> Baseline:
+    """Return the baseline of one benchmark, measured in these sessions of one day."""
+    runs = []
+    for number, of_session in enumerate(sessions):
+        hours, minutes = divmod(number * minutes_apart, 60)
+        runs.append(
+            run_of(
+                of_session,
+                run_id=f"20260102T{hours:02}{minutes:02}05Z-{number:06}",
+                recorded_at=f"2026-01-02T{hours:02}:{minutes:02}:05Z",
+            )
+        )
     (baseline,) = combined(runs)
     return baseline
 

@@ -19,7 +19,7 @@ import pytest
 from hpsbench import baselines, storage
 from hpsbench.baselines import Baseline
 from hpsbench.errors import BaselineError
-from tests.scripted import MACHINE, baseline_of, measurement
+from tests.scripted import EVEN, MACHINE, baseline_of, measurement
 
 IDS = ("native_tf", "hps_tf", "hps_ensemble")
 
@@ -78,6 +78,29 @@ def test_an_append_of_another_workload_is_refused(tmp_path: Path) -> None:
     other = Baseline(**{**vars(one), "reference": "numpy"})
     with pytest.raises(BaselineError, match="another workload or reference"):
         baselines.update(tmp_path, [other], append=True)
+
+
+def test_runs_within_an_hour_of_one_another_are_one_occasion() -> None:
+    rows = baseline_of(*[measurement()] * 4, minutes_apart=50)
+    apart = baseline_of(*[measurement()] * 4, minutes_apart=60)
+    assert [len(occasion) for occasion in rows.occasions] == [4]
+    assert [len(occasion) for occasion in apart.occasions] == [1, 1, 1, 1]
+    shuffled = dataclasses.replace(apart, runs=apart.runs[::-1])
+    assert shuffled.occasions == apart.occasions
+
+
+def test_a_run_of_no_time_is_refused(tmp_path: Path) -> None:
+    (path,) = baselines.update(tmp_path, [baseline_of(measurement())])
+    path.write_text(path.read_text("utf-8").replace("2026-01-02T00:00:05Z", "yesterday"))
+    with pytest.raises(BaselineError, match=r"runs\[0\] cannot be: .*'yesterday'"):
+        baselines.load_one(path)
+
+
+def test_a_launch_whose_pairs_took_no_time_is_refused(tmp_path: Path) -> None:
+    (path,) = baselines.update(tmp_path, [baseline_of(measurement(pairs=EVEN))])
+    path.write_text(path.read_text("utf-8").replace('"ratio_pairs": 1.002', '"ratio_pairs": 0'))
+    with pytest.raises(BaselineError, match=r"launches\[0\] cannot be: ratio_pairs is 0"):
+        baselines.load_one(path)
 
 
 def test_the_file_is_readable_json_with_units_in_its_names(tmp_path: Path) -> None:

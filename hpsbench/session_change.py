@@ -42,6 +42,11 @@ class Change:
         return max(self.noise, self.margin)
 
     @property
+    def doubtful(self) -> float:
+        """What a change that does not count may reach without a doubt: noise, or half the limit."""
+        return max(self.noise, self.margin / 2)
+
+    @property
     def low(self) -> float:
         return self.value - self.margin
 

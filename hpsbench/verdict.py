@@ -16,7 +16,7 @@ from hpsbench.attribution import attribute, hit_rates_in_words, in_words
 from hpsbench.baselines import Baseline
 from hpsbench.config import GateConfig
 from hpsbench.measurements import Measurement, mean_hit_rates
-from hpsbench.ratios import STEADY, Statistic, ratios_of
+from hpsbench.ratios import STEADY, LaunchLike, Statistic, ratios_of
 from hpsbench.session import NUMPY
 from hpsbench.session_change import SESSION_SPREAD, Change, compare
 from hpsbench.stages import mean_profile
@@ -86,6 +86,38 @@ class Verdict:
     limit_p50: float | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class JudgedLaunches:
+    """What launches say against a baseline: of the `statistic` that is steadiest, and of p50."""
+
+    statistic: Statistic
+    steadiest: Change
+    p50: Change
+
+    @property
+    def outcome(self) -> Outcome:
+        """That of the steadiest, unless p50's is worse."""
+        of_p50 = _outcome(self.p50)
+        if of_p50 not in (Outcome.REGRESSED, Outcome.INCONCLUSIVE):
+            return _outcome(self.steadiest)
+        return min(_outcome(self.steadiest), of_p50, key=_urgency)
+
+
+def judge_launches(
+    launches: Sequence[LaunchLike], baseline: Baseline, policy: GateConfig
+) -> JudgedLaunches:
+    """Return what the launches of a session say against a baseline's, by their ratios alone.
+
+    Raises ValueError unless some session has two launches.
+    """
+    p50 = _change(launches, baseline, policy, Statistic.P50)
+    found = {s: _change(launches, baseline, policy, s) for s in STEADY}
+    known = {s: change for s, change in found.items() if change is not None}
+    assert p50 is not None  # no launch is without
+    steadiest = min(known, key=lambda s: known[s].margin)
+    return JudgedLaunches(statistic=steadiest, steadiest=known[steadiest], p50=p50)
+
+
 def judge(
     candidate: Measurement,
     baseline: Baseline | None,
@@ -115,12 +147,8 @@ def judge(
             f"{max(2, policy.min_launches)} each are needed",
             hint="raise load.launches, and run `hpsbench baseline update` if the baseline is short",
         )
-    judged, first = _steadiest(candidate, baseline, policy)
-    p50 = _change(candidate, baseline, policy, Statistic.P50)
-    assert p50 is not None
-    outcome = _outcome(first)
-    if _outcome(p50) in (Outcome.REGRESSED, Outcome.INCONCLUSIVE):
-        outcome = min(outcome, _outcome(p50), key=_urgency)
+    judged = judge_launches(candidate.launches, baseline, policy)
+    first, p50, outcome = judged.steadiest, judged.p50, judged.outcome
     # Without it, the noisier a machine the easier to pass.
     blind = outcome is Outcome.PASS and first.margin > math.log1p(policy.widest_limit)
     crowd = _crowd(candidate) if outcome in (Outcome.REGRESSED, Outcome.IMPROVED) else ""
@@ -129,12 +157,12 @@ def judge(
     return Verdict(
         outcome=outcome,
         benchmark=name,
-        text=_text(candidate, baseline, policy, {judged: first, Statistic.P50: p50})
+        text=_text(candidate, baseline, policy, judged)
         + crowd
         + _moved(candidate, baseline, outcome, first)
         + _since(candidate, baseline, under_test),
         hint=CROWDED_HINT if crowd else BLIND_HINT if blind else HINTS.get(outcome, ""),
-        statistic=judged.value,
+        statistic=judged.statistic.value,
         change=math.expm1(first.value),
         low=math.expm1(first.low),
         high=math.expm1(first.high),
@@ -145,42 +173,32 @@ def judge(
 
 
 def _outcome(change: Change) -> Outcome:
-    """Beyond the limit REGRESSED or IMPROVED; INCONCLUSIVE if slower by more than noise."""
+    """Beyond the limit REGRESSED or IMPROVED; INCONCLUSIVE if slower by enough to doubt."""
     if change.value > change.limit:
         return Outcome.REGRESSED
     if change.value < -change.limit:
         return Outcome.IMPROVED
-    return Outcome.INCONCLUSIVE if change.value > change.noise else Outcome.PASS
-
-
-def _steadiest(
-    candidate: Measurement, baseline: Baseline, policy: GateConfig
-) -> tuple[Statistic, Change]:
-    """Return the one of `STEADY` that tells the smallest change, and what it tells."""
-    found = {s: _change(candidate, baseline, policy, s) for s in STEADY}
-    known = {s: change for s, change in found.items() if change is not None}
-    steadiest = min(known, key=lambda s: known[s].margin)
-    return steadiest, known[steadiest]
+    return Outcome.INCONCLUSIVE if change.value > change.doubtful else Outcome.PASS
 
 
 def _change(
-    candidate: Measurement, baseline: Baseline, policy: GateConfig, statistic: Statistic
+    launches: Sequence[LaunchLike], baseline: Baseline, policy: GateConfig, statistic: Statistic
 ) -> Change | None:
     """Return the change of a statistic; None where a launch of either side does not have it."""
-    launches = ratios_of(candidate.launches, statistic)
+    ratios = ratios_of(launches, statistic)
     sessions = [
         ratios_of((launch for run in occasion for launch in run.launches), statistic)
         for occasion in baseline.occasions
     ]
     stored = [session for session in sessions if session is not None]
-    if launches is None or len(stored) < len(sessions):
+    if ratios is None or len(stored) < len(sessions):
         return None
-    widest_noise = P50_NOISE_THRESHOLD if statistic is Statistic.P50 else 0
+    least_noise = P50_NOISE_THRESHOLD if statistic is Statistic.P50 else 0
     return compare(
-        launches,
+        ratios,
         stored,
         confidence=policy.confidence,
-        noise_threshold=max(policy.noise_threshold, widest_noise),
+        noise_threshold=max(policy.noise_threshold, least_noise),
         session_spread=SESSION_SPREAD[statistic],
     )
 
@@ -240,24 +258,20 @@ def _unjudged(
 
 
 def _text(
-    candidate: Measurement,
-    baseline: Baseline,
-    policy: GateConfig,
-    changes_of: Mapping[Statistic, Change],
+    candidate: Measurement, baseline: Baseline, policy: GateConfig, judged: JudgedLaunches
 ) -> str:
-    named = list(changes_of.items())
+    named = [(judged.statistic, judged.steadiest), (Statistic.P50, judged.p50)]
     # What decided stands first, and alone is given with its interval.
-    steady, p50 = (_urgency(_outcome(change)) for change in changes_of.values())
-    if p50 < min(steady, _urgency(Outcome.IMPROVED)):
+    steadiest, p50 = (_urgency(_outcome(change)) for _, change in named)
+    if p50 < min(steadiest, _urgency(Outcome.IMPROVED)):
         named.reverse()
     (statistic, first), (other_statistic, other) = named
-    low, high = first.low, first.high
     runs = len(baseline.runs)
     return (
         f"{candidate.benchmark}: {statistic.value} {abs(math.expm1(first.value)):.1%} "
         f"{'slower' if first.value > 0 else 'faster'} than its baseline (limit "
-        f"{math.expm1(first.limit):.1%}, {policy.confidence:.0%} interval {_percent(low)} to "
-        f"{_percent(high)}), {other_statistic.value} {_percent(other.value)} (limit "
+        f"{math.expm1(first.limit):.1%}, {policy.confidence:.0%} interval {_percent(first.low)} to "
+        f"{_percent(first.high)}), {other_statistic.value} {_percent(other.value)} (limit "
         f"{math.expm1(other.limit):.1%}), as ratios to {candidate.reference}; "
         f"{len(candidate.launches)} launches against {baseline.num_launches} in "
         f"{runs} run{'s' if runs > 1 else ''} of {baseline.recorded_at[:10]}"

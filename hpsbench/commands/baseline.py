@@ -7,11 +7,14 @@ import difflib
 from collections.abc import Sequence
 
 from hpsbench import baselines, runs
+from hpsbench.baseline_check import check
 from hpsbench.commands.parsers import add_command
 from hpsbench.commands.run_options import add_baselines, add_runs, chosen_runs
+from hpsbench.config import GateConfig
 from hpsbench.errors import BaselineError, BenchError
 from hpsbench.gate import EXIT_PASSED
 from hpsbench.machine import this_machine
+from hpsbench.presets import load_suite, preset_names
 from hpsbench.report import files, html, stored
 from hpsbench.report.contents import earlier_runs, gather
 from hpsbench.verdict import Outcome
@@ -49,6 +52,16 @@ def add_arguments(baseline: argparse.ArgumentParser) -> None:
     show.add_argument("--machine", metavar="CLASS", help="class of machine (default: this one's)")
     add_baselines(show)
     show.set_defaults(command=_show)
+
+    checked = add_command(actions, "check", "judge each stored run by the others, and made slower")
+    checked.add_argument(
+        "ids", nargs="*", metavar="ID", help="check this benchmark (default: check all)"
+    )
+    checked.add_argument(
+        "--machine", metavar="CLASS", help="class of machine (default: this one's)"
+    )
+    add_baselines(checked)
+    checked.set_defaults(command=_check)
 
     diff = add_command(actions, "diff", "show what `update` would change")
     add_baselines(diff)
@@ -105,6 +118,41 @@ def _rebuild_report(given: argparse.Namespace, chosen: Sequence[runs.Run]) -> No
 
 
 def _show(given: argparse.Namespace) -> int:
+    found = _stored(given)
+    if given.ids:
+        known = list(found.here.values())
+        print("\n\n".join("\n".join(stored.details(b)) for b in _only(given.ids, known)))
+        return EXIT_PASSED
+    print(f"{found.machine}: {len(found.here)} baselines in {given.baselines}")
+    if found.here:
+        print("\n".join(stored.listing(found.here.values())))
+    others = sorted({cls for classes in found.elsewhere.values() for cls in classes})
+    for other in others:
+        print(f"see also: hpsbench baseline show --machine {other}")
+    return EXIT_PASSED
+
+
+def _check(given: argparse.Namespace) -> int:
+    found = _stored(given)
+    chosen = list(found.here.values())
+    if given.ids:
+        chosen = _only(given.ids, chosen)
+    if not chosen:
+        raise BaselineError(
+            f"{given.baselines} has no baseline of {found.machine}",
+            hint="measure, and store it: `hpsbench baseline update`",
+        )
+    print(f"{found.machine}: each stored run, judged by the others of its benchmark")
+    print("\n".join(stored.checks([check(b, _policy(b.preset)) for b in chosen])))
+    return EXIT_PASSED
+
+
+def _policy(preset: str) -> GateConfig:
+    """Return what a preset judges by; of a preset that is not here, the defaults."""
+    return load_suite(preset).gate if preset in preset_names() else GateConfig()
+
+
+def _stored(given: argparse.Namespace) -> baselines.Baselines:
     machine = given.machine or this_machine().cls
     if not given.baselines.is_dir():
         raise BaselineError(
@@ -116,18 +164,7 @@ def _show(given: argparse.Namespace) -> int:
             f"{given.baselines} has nothing of machine {machine!r}",
             hint=f"its machines: {', '.join(machines) or 'none'}",
         )
-    found = baselines.load(given.baselines, machine)
-    if given.ids:
-        known = list(found.here.values())
-        print("\n\n".join("\n".join(stored.details(b)) for b in _only(given.ids, known)))
-        return EXIT_PASSED
-    print(f"{machine}: {len(found.here)} baselines in {given.baselines}")
-    if found.here:
-        print("\n".join(stored.listing(found.here.values())))
-    others = sorted({cls for classes in found.elsewhere.values() for cls in classes})
-    for other in others:
-        print(f"see also: hpsbench baseline show --machine {other}")
-    return EXIT_PASSED
+    return baselines.load(given.baselines, machine)
 
 
 def _diff(given: argparse.Namespace) -> int:

@@ -6,9 +6,11 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import median
 
+from hpsbench.baseline_check import SHARES, Check
 from hpsbench.baselines import Baseline, BaselineLaunch
 from hpsbench.figures import typical_ratio
 from hpsbench.ratios import Statistic, ratios_of
+from hpsbench.report.notation import DASH
 from hpsbench.verdict import Verdict
 from hpsbench.workload import changes
 
@@ -30,6 +32,40 @@ def listing(baselines: Iterable[Baseline]) -> list[str]:
             )
         )
     return _aligned(rows, left=2)
+
+
+def checks(found: Sequence[Check]) -> list[str]:
+    """Return a line per checked baseline, what they say together, and what would tell more."""
+    rows = [("benchmark", "runs", "occasions", "limit", *map(_made_slower, SHARES))]
+    for check in found:
+        judged = [f"{check.regressed[share]} of {check.judged}" for share in SHARES]
+        rows.append(
+            (
+                check.benchmark,
+                str(check.runs),
+                str(check.occasions),
+                DASH if check.limit is None else f"{check.limit:.1%}",
+                *(judged if check.judged else [DASH] * len(SHARES)),
+            )
+        )
+    total = sum(check.judged for check in found)
+    together = [f"{sum(check.regressed[share] for check in found)} of {total}" for share in SHARES]
+    rows.append(("together", "", "", "", *together))
+    lines = [
+        *_aligned(rows, left=1),
+        "limit: what a change must exceed; the columns beside it: how many runs are REGRESSED",
+    ]
+    alone = sum(check.occasions < 2 for check in found)
+    if alone:
+        lines.append(
+            f"{alone} of {len(found)} are of one occasion: measure again an hour later or more, "
+            "and run `hpsbench baseline update --append`"
+        )
+    return lines
+
+
+def _made_slower(share: float) -> str:
+    return f"{share:+.0%}" if share else "as it was"
 
 
 def details(baseline: Baseline) -> list[str]:

@@ -144,6 +144,28 @@ def test_show_lists_this_machine_and_names_the_others(command: Run) -> None:
     assert "2 baselines" in command("baseline", "show", "--machine", "gpu-other")[1]
 
 
+def test_check_judges_the_stored_runs_by_each_other(command: Run) -> None:
+    code, _, err = command("baseline", "check")
+    assert code == 4
+    assert "is no folder" in err
+    store()
+    command("baseline", "update")
+    code, out, _ = command("baseline", "check")
+    assert code == 0
+    lines = out.splitlines()
+    assert lines[0] == "cpu-test-2c: each stored run, judged by the others of its benchmark"
+    assert lines[-1].startswith("2 of 2 are of one occasion")
+    code, out, _ = command("baseline", "check", "smoke-hps_tf-b64")
+    assert out.splitlines()[-1].startswith("1 of 1 are of one occasion")
+    code, _, err = command("baseline", "check", "smoke-hps_tf-b65")
+    assert code == 4
+    assert "did you mean smoke-hps_tf-b64?" in err
+    Path("baselines/cpu-test-2c").rename("baselines/gpu-other")
+    code, _, err = command("baseline", "check")
+    assert code == 4
+    assert "baselines has no baseline of cpu-test-2c" in err
+
+
 @pytest.mark.parametrize("unbuffered", ["", "1"], ids=["buffered", "unbuffered"])
 def test_a_reader_that_leaves_early_sees_no_traceback(
     command: Run, monkeypatch: pytest.MonkeyPatch, unbuffered: str

@@ -35,7 +35,7 @@ ROOMS = (
     ("serving",),
     ("baselines",),
     ("verdict",),
-    ("runs",),
+    ("runs", "baseline_check"),
     ("duets", "load_results"),
     ("published", "reproduction"),
     ("figures",),

@@ -69,7 +69,9 @@ def test_sessions_that_differ_widen_the_limit() -> None:
     assert firm_limit is not None
     assert wide_limit is not None
     assert wide_limit > 3 * firm_limit
-    assert verdict(measurement(slowdown=1.08), wide).outcome is Outcome.INCONCLUSIVE
+    # What sessions differ by themselves is no doubt, and half as much again is.
+    assert verdict(measurement(slowdown=1.08), wide).outcome is Outcome.PASS
+    assert verdict(measurement(slowdown=1.12), wide).outcome is Outcome.INCONCLUSIVE
 
 
 def test_sessions_in_a_row_tell_no_more_of_the_machine_than_one() -> None:

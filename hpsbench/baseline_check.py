@@ -14,7 +14,7 @@ from statistics import median
 
 from hpsbench.baselines import Baseline, BaselineLaunch, BaselineRun
 from hpsbench.config import GateConfig
-from hpsbench.verdict import Outcome, judge_launches
+from hpsbench.verdict import Outcome, enough_launches, judge_launches
 
 #: By how much slower each run is made; 0 is the run as it was.
 SHARES = (0.0, 0.05, 0.10, 0.20)
@@ -39,11 +39,11 @@ class Check:
 
 def check(baseline: Baseline, policy: GateConfig) -> Check:
     """Return what `policy` makes of each run, by the baseline without it."""
-    pairs = [(run, others) for run in baseline.runs if (others := _without(baseline, run))]
     enough = [
         (run.launches, others)
-        for run, others in pairs
-        if min(len(run.launches), others.num_launches) >= max(2, policy.min_launches)
+        for run in baseline.runs
+        if (others := _without(baseline, run)) is not None
+        and enough_launches(run.launches, others, policy)
     ]
     as_it_was = [judge_launches(launches, others, policy) for launches, others in enough]
     return Check(

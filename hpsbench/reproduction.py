@@ -10,14 +10,12 @@ from typing import Any
 from hpsbench.baselines import Baseline
 from hpsbench.config import Suite
 from hpsbench.presets import load_suite, preset_names
-from hpsbench.runs import Result, Run
+from hpsbench.runs import DIRTY, Result, Run
 from hpsbench.verdict import Outcome
 from hpsbench.workload import split_row, subject_settings, workload_of
 
 #: What the command of `side_by_side` tells.
 CODE_OR_MACHINE = "Whether it is the code or the machine"
-#: Ends the name of a commit whose files were changed (`git describe --dirty`).
-DIRTY = "-dirty"
 
 
 def side_by_side(run: Run, baselines: Mapping[str, Baseline]) -> str | None:
@@ -32,13 +30,14 @@ def side_by_side(run: Run, baselines: Mapping[str, Baseline]) -> str | None:
         r.measurement.benchmark: before
         for r in run.results
         if _is_slower(r) and not split_row(r.measurement.variant)[1]
-        if (before := _stored_commit(baselines.get(r.measurement.benchmark))) not in (None, own)
+        if (before := _stored_commit(baselines.get(r.measurement.benchmark))) is not None
+        and before != own
     }
     if own is None or not slower:
         return None
     ((commit, _),) = Counter(slower.values()).most_common(1)
     asked = [r.measurement for r in run.results if slower.get(r.measurement.benchmark) == commit]
-    words = ["hpsbench", "compare", "--baseline", str(commit), "--candidate", own]
+    words = ["hpsbench", "compare", "--baseline", commit, "--candidate", own]
     words += ["--preset", _preset(run)]
     words += ["--model", ",".join(dict.fromkeys(m.variant for m in asked))]
     words += ["--batch-size", ",".join(dict.fromkeys(str(m.batch_size) for m in asked))]
@@ -46,9 +45,11 @@ def side_by_side(run: Run, baselines: Mapping[str, Baseline]) -> str | None:
 
 
 def _is_slower(result: Result) -> bool:
+    """Return whether a benchmark is, or may be: one that is faster on a blind machine may not."""
     verdict = result.verdict
-    undecided = verdict.outcome is Outcome.INCONCLUSIVE and verdict.change is not None
-    return undecided or verdict.outcome is Outcome.REGRESSED
+    if verdict.outcome is not Outcome.INCONCLUSIVE:
+        return verdict.outcome is Outcome.REGRESSED
+    return max(verdict.change or 0.0, verdict.change_p50 or 0.0) > 0
 
 
 def _stored_commit(baseline: Baseline | None) -> str | None:

@@ -23,6 +23,8 @@ from hpsbench.workload import Workload, subject_settings, workload_of
 #: 2 added `stages`, 3 `ratio_pairs`; files without are read as before.
 SCHEMA_VERSION = 3
 FOLDER = Path(".hpsbench") / "runs"
+#: Ends the name of a commit whose files were changed.
+DIRTY = "-dirty"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +98,7 @@ def new_run(suite: Suite, machine: Machine, *, commit: str | None = None) -> Run
 
 def commit_of(folder: Path) -> str | None:
     """Return the commit checked out in `folder`, `-dirty` where files differ; None without git."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    command = ["git", "describe", "--always", f"--dirty={DIRTY}", "--abbrev=12", "--exclude=*"]
     try:
         done = subprocess.run(
             command, cwd=folder, capture_output=True, text=True, timeout=10, check=True

@@ -48,10 +48,12 @@ class Change:
 
     @property
     def low(self) -> float:
+        """The lower end of the interval."""
         return self.value - self.margin
 
     @property
     def high(self) -> float:
+        """The upper end of the interval."""
         return self.value + self.margin
 
 

@@ -103,12 +103,18 @@ class JudgedLaunches:
         return min(_outcome(self.steadiest), of_p50, key=_urgency)
 
 
+def enough_launches(launches: Sequence[LaunchLike], baseline: Baseline, policy: GateConfig) -> bool:
+    """Return whether `judge_launches` can tell anything: the spread of launches must be known."""
+    counts = len(launches), baseline.num_launches
+    return min(counts) >= policy.min_launches and max(counts) >= 2
+
+
 def judge_launches(
     launches: Sequence[LaunchLike], baseline: Baseline, policy: GateConfig
 ) -> JudgedLaunches:
     """Return what the launches of a session say against a baseline's, by their ratios alone.
 
-    Raises ValueError unless some session has two launches.
+    Raises ValueError unless some session has two launches (see `enough_launches`).
     """
     p50 = _change(launches, baseline, policy, Statistic.P50)
     found = {s: _change(launches, baseline, policy, s) for s in STEADY}
@@ -138,13 +144,12 @@ def judge(
     if unjudged is not None:
         return unjudged
     assert baseline is not None
-    counts = (len(candidate.launches), baseline.num_launches)
-    if min(counts) < policy.min_launches or max(counts) < 2:
+    if not enough_launches(candidate.launches, baseline, policy):
         return Verdict(
             outcome=Outcome.INCONCLUSIVE,
             benchmark=name,
-            text=f"{name}: {counts[0]} launches against {counts[1]} in the baseline are too few; "
-            f"{max(2, policy.min_launches)} each are needed",
+            text=f"{name}: {len(candidate.launches)} launches against {baseline.num_launches} in "
+            f"the baseline are too few; {max(2, policy.min_launches)} each are needed",
             hint="raise load.launches, and run `hpsbench baseline update` if the baseline is short",
         )
     judged = judge_launches(candidate.launches, baseline, policy)

@@ -170,7 +170,7 @@ def _verdicts(contents: Contents) -> list[Content]:
         lead.append(_lead(f"Changed since their baselines: {arrowed}."))
     command = side_by_side(run, contents.baselines)
     if command is not None:
-        lead.append(_lead(f"{CODE_OR_MACHINE}, this tells, which asks both commits in turn:"))
+        lead.append(_lead(f"{CODE_OR_MACHINE} is told by asking both commits in turn:"))
         lead.append(element("pre", element("code", command), tabindex=0))
     return [*lead, *(verdict_group(outcome, group, span) for outcome, group in groups.items())]
 

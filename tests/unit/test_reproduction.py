@@ -8,8 +8,12 @@ import pytest
 
 from hpsbench.baselines import Baseline
 from hpsbench.measurements import Measurement
+from hpsbench.report.contents import Contents
+from hpsbench.report.html import page
+from hpsbench.report.markdown import summary
 from hpsbench.reproduction import reproduction, side_by_side
 from hpsbench.runs import Run
+from hpsbench.verdict import Outcome
 from hpsbench.workload import Workload
 from tests.scripted import baseline_of, measurement, run_of, verdict
 from tests.scripted_report import sample_run
@@ -116,6 +120,26 @@ def test_two_commits_that_git_can_give_are_needed(
 ) -> None:
     stored = stored_at(before, found)
     assert side_by_side(judged_at(after, stored, found), stored) is None
+
+
+def test_what_is_faster_on_a_machine_too_noisy_to_tell_is_not_asked() -> None:
+    noisy = measurement("hps_tf", slowdown=0.9, launches=(0.8, 1.25, 0.75, 1.3))
+    stored = stored_at("0123456789ab", noisy)
+    run = judged_at("ba9876543210", stored, noisy)
+    assert run.results[0].verdict.outcome is Outcome.INCONCLUSIVE
+    assert side_by_side(run, stored) is None
+
+
+def test_the_page_and_the_summary_give_the_command() -> None:
+    stored = stored_at("0123456789ab", SLOWER)
+    run = judged_at("ba9876543210", stored, SLOWER)
+    contents = Contents(run=run, baselines=stored, publications=[], earlier=[])
+    command = side_by_side(run, stored)
+    assert command is not None
+    assert f"<code>{command}</code>" in page(contents)
+    assert f"code or the machine: `{command}`" in summary(contents)
+    same = dataclasses.replace(contents, run=judged_at("0123456789ab", stored, SLOWER))
+    assert "hpsbench compare" not in page(same) + summary(same)
 
 
 def test_of_several_commits_that_of_most_is_asked() -> None:

@@ -179,7 +179,7 @@ def _figures(
     contents: Contents, cells: Mapping[tuple[str, int], Figures], variants: Sequence[str]
 ) -> list[Content]:
     text = "Medians over the launches: client latency, the server's mean compute infer, and "
-    text += "throughput. The ratio is what is judged."
+    text += "throughput. Ratios are what is judged, of p10 as here or of pairs."
     lead = [_lead(text)]
     beside = published_beside(contents, cells)
     if beside:
